@@ -1,0 +1,187 @@
+//! Records in the ring buffer, one per finished stall.
+//!
+//! Each begins with [`Stall`], whose `mechanism` says which record it is. With stacks wanted, the
+//! record comes [`Stacked`].
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Length of a thread's name in the kernel, with the terminating zero (`TASK_COMM_LEN`).
+pub const COMM_LEN: usize = 16;
+
+/// Longest kernel stack delivered, in frames (`PERF_MAX_STACK_DEPTH`).
+pub const STACK_DEPTH: usize = 127;
+
+/// Room for a zone's name; the kernel's longest is `Movable`.
+pub const ZONE_NAME_LEN: usize = 8;
+
+/// The tracepoint pair that a stall was measured with: values of [`Stall::mechanism`] and part of
+/// the key under which the probes remember a begin.
+pub mod mechanism {
+    /// `mm_vmscan_direct_reclaim_begin` and `_end`.
+    pub const DIRECT: u32 = 0;
+    /// `mm_vmscan_memcg_reclaim_begin` and `_end`.
+    pub const MEMCG: u32 = 1;
+    /// `mm_vmscan_memcg_softlimit_reclaim_begin` and `_end`.
+    pub const SOFTLIMIT: u32 = 2;
+    /// `mm_vmscan_node_reclaim_begin` and `_end`.
+    pub const NODE: u32 = 3;
+    /// `mm_compaction_begin` and `_end`.
+    pub const COMPACTION: u32 = 4;
+}
+
+/// Bits of [`Stall::known`]: which of the optional fields the probe could fill on this kernel, for
+/// this stall. A field whose bit is not set holds zero and means nothing.
+pub mod known {
+    /// [`super::Stall::gfp`].
+    pub const GFP: u32 = 1 << 0;
+    /// [`super::Stall::order`].
+    pub const ORDER: u32 = 1 << 1;
+    /// [`super::Stall::cgroup_id`].
+    pub const CGROUP: u32 = 1 << 2;
+    /// [`super::Reclaim::nr_scanned`].
+    pub const SCANNED: u32 = 1 << 3;
+    /// [`super::Reclaim::priority`].
+    pub const PRIORITY: u32 = 1 << 4;
+    /// [`super::Reclaim::target_cgroup_id`].
+    pub const TARGET: u32 = 1 << 5;
+    /// [`super::Reclaim::free_pages`].
+    pub const FREE: u32 = 1 << 6;
+    /// [`super::Reclaim::node`].
+    pub const RECLAIM_NODE: u32 = 1 << 7;
+    /// [`super::Compaction::node`] and [`super::Compaction::zone`].
+    pub const ZONE: u32 = 1 << 8;
+    /// [`super::Compaction::watermark_min`], `_low`, `_high` and [`super::Compaction::free_pages`].
+    pub const WATERMARKS: u32 = 1 << 9;
+    /// [`super::Compaction::frag_index`].
+    pub const FRAG_INDEX: u32 = 1 << 10;
+    /// [`super::Compaction::migrate_scanned`] and [`super::Compaction::free_scanned`].
+    pub const COMPACT_SCANNED: u32 = 1 << 11;
+    /// Set for reclaim asked for through `memory.reclaim` (`scan_control.proactive`).
+    pub const PROACTIVE: u32 = 1 << 12;
+    /// Set for direct reclaim that gave up because compaction was ready to run: the kernel then
+    /// reports one reclaimed page where it reclaimed none.
+    pub const COMPACTION_READY: u32 = 1 << 13;
+    /// [`super::Compaction::mode`].
+    pub const MODE: u32 = 1 << 14;
+}
+
+/// What every stall has, whatever held the thread up.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Stall {
+    /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub start_ns: u64,
+    /// How long it lasted, in nanoseconds.
+    pub duration_ns: u64,
+    /// Id, in its hierarchy, of the cgroup that the thread was charged to: the one of the memory
+    /// controller, or of cgroup v2 where that is not known.
+    pub cgroup_id: u64,
+    /// Which tracepoint pair: one of [`mechanism`].
+    pub mechanism: u32,
+    /// Which optional fields are filled: bits of [`known`].
+    pub known: u32,
+    /// The process (thread group), in the initial PID namespace.
+    pub pid: u32,
+    /// The thread, in the initial PID namespace.
+    pub tid: u32,
+    /// The thread's real user id.
+    pub uid: u32,
+    /// The CPU on which the stall ended.
+    pub cpu: u32,
+    /// Order of the allocation: 2^order pages; -1 where the kernel compacts a whole zone.
+    pub order: i32,
+    /// The allocation's `gfp_t`.
+    pub gfp: u32,
+    /// The thread's name, ended by a zero byte.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// A thread was held up reclaiming pages.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Reclaim {
+    /// What every stall has.
+    pub stall: Stall,
+    /// Pages scanned on the inactive lists, over all priorities.
+    pub nr_scanned: u64,
+    /// Pages reclaimed, as the end tracepoint reports them.
+    pub nr_reclaimed: u64,
+    /// Id of the cgroup whose limit asked for the reclaim; 0 where none did (global reclaim).
+    pub target_cgroup_id: u64,
+    /// Free pages in the whole system when the stall began.
+    pub free_pages: u64,
+    /// Lowest priority that the scan reached: 12 is the least effort, 0 the most.
+    pub priority: i32,
+    /// The NUMA node that node reclaim worked on.
+    pub node: i32,
+}
+
+/// A thread was held up compacting a zone.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Compaction {
+    /// What every stall has.
+    pub stall: Stall,
+    /// Pages that the migration scanner looked at.
+    pub migrate_scanned: u64,
+    /// Pages that the free scanner looked at.
+    pub free_scanned: u64,
+    /// The zone's minimum watermark with its boost, in pages, when the stall began.
+    pub watermark_min: u64,
+    /// The zone's low watermark with its boost, in pages, when the stall began.
+    pub watermark_low: u64,
+    /// The zone's high watermark with its boost, in pages, when the stall began.
+    pub watermark_high: u64,
+    /// The zone's free pages when the stall began.
+    pub free_pages: u64,
+    /// The zone's name, ended by a zero byte unless it fills the field.
+    pub zone: [u8; ZONE_NAME_LEN],
+    /// Fragmentation index of the order asked for when the stall began, times 1000: towards 0 an
+    /// allocation would fail for lack of memory, towards 1000 for fragmentation, and at -1000 it
+    /// would succeed. See `fragmentation_index()` in the kernel's mm/vmstat.c.
+    pub frag_index: i32,
+    /// The zone's NUMA node.
+    pub node: i32,
+    /// The kernel's `enum migrate_mode`.
+    pub mode: u32,
+    /// The kernel's `enum compact_result`.
+    pub status: i32,
+    /// Who asked for it: one of [`cause`].
+    pub cause: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Values of [`Compaction::cause`].
+pub mod cause {
+    /// An allocation that could not go on without (`direct_compaction`).
+    pub const DIRECT: u32 = 0;
+    /// The node's kcompactd, woken up for an allocation.
+    pub const KCOMPACTD: u32 = 1;
+    /// Background compaction for `vm.compaction_proactiveness` (`proactive_compaction`).
+    pub const PROACTIVE: u32 = 2;
+    /// A write to `vm.compact_memory` or to a node's `compact`.
+    pub const MANUAL: u32 = 3;
+    /// None of these.
+    pub const OTHER: u32 = 4;
+}
+
+/// The kernel stack at the end of a stall, innermost frame first.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Stack {
+    /// Bytes of `frames` that are filled, or a negative errno where the kernel gave none.
+    pub len: i64,
+    /// Return addresses.
+    pub frames: [u64; STACK_DEPTH],
+}
+
+/// A record together with the kernel stack.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Stacked<T> {
+    /// The record.
+    pub record: T,
+    /// The stack.
+    pub stack: Stack,
+}

@@ -1,0 +1,209 @@
+//! Reading the kernel's structures at the offsets that user space found in its BTF.
+//!
+//! A read that fails, or a member that this kernel does not have, gives `None`: the record then
+//! says that the field is not known.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_current_task, bpf_probe_read_kernel},
+    programs::RawTracePointContext,
+};
+
+use crate::settings::{FREE_PAGES_ADDRESS, layout, present};
+
+/// Deepest cgroup that the filter on cgroups looks up from.
+const MAX_CGROUP_DEPTH: u32 = 64;
+/// Largest number of zones in a node (`MAX_NR_ZONES`) over all architectures and configurations.
+const MAX_ZONES: u32 = 6;
+/// Largest number of nodes whose free pages are summed up one by one.
+const MAX_NODES: u32 = 64;
+
+/// Reads a `T` at `address + offset`.
+#[inline(always)]
+pub fn read<T>(address: u64, offset: u32) -> Option<T> {
+    if !present(offset) || address == 0 {
+        return None;
+    }
+    let pointer = address.wrapping_add(u64::from(offset)) as *const T;
+    // SAFETY: the helper checks the address itself and fails on one that cannot be read; every `T`
+    // used here is an integer or an array of integers, valid for any bytes.
+    unsafe { bpf_probe_read_kernel(pointer) }.ok()
+}
+
+/// Argument number `position` of the tracepoint, which comes from the kernel's BTF.
+#[inline(always)]
+pub fn arg(ctx: &RawTracePointContext, position: u32) -> Option<u64> {
+    match position {
+        0 => Some(arg_at::<0>(ctx)),
+        1 => Some(arg_at::<1>(ctx)),
+        2 => Some(arg_at::<2>(ctx)),
+        3 => Some(arg_at::<3>(ctx)),
+        4 => Some(arg_at::<4>(ctx)),
+        5 => Some(arg_at::<5>(ctx)),
+        6 => Some(arg_at::<6>(ctx)),
+        7 => Some(arg_at::<7>(ctx)),
+        _ => None,
+    }
+}
+
+/// Reads an argument by an instruction of its own. LLVM would make one load at a computed offset
+/// out of several, which the verifier refuses ("dereference of modified ctx ptr").
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn arg_at<const POSITION: usize>(ctx: &RawTracePointContext) -> u64 {
+    let value;
+    // SAFETY: the context has as many words as the tracepoint has arguments, and the kernel checks
+    // that no more are read as it attaches the program.
+    unsafe {
+        core::arch::asm!(
+            "{value} = *(u64 *)({ctx} + {offset})",
+            value = out(reg) value,
+            ctx = in(reg) ctx.as_ptr(),
+            offset = const POSITION * size_of::<u64>(),
+            options(nostack, pure, readonly),
+        );
+    }
+    value
+}
+
+/// For the lints, which see this crate as a program of the host.
+#[cfg(not(target_arch = "bpf"))]
+fn arg_at<const POSITION: usize>(ctx: &RawTracePointContext) -> u64 {
+    ctx.arg(POSITION)
+}
+
+/// Address of the current thread's `task_struct`.
+#[inline(always)]
+pub fn current() -> u64 {
+    // SAFETY: the helper has no precondition.
+    unsafe { bpf_get_current_task() }
+}
+
+/// Address of the `scan_control` that the current thread reclaims with.
+///
+/// `task_struct.reclaim_state` points at a member of it between the begin and end tracepoints of
+/// direct and memcg reclaim (`try_to_free_pages()` and `try_to_free_mem_cgroup_pages()` in
+/// mm/vmscan.c); it does not for node reclaim, and belongs to the outer reclaim in soft-limit
+/// reclaim.
+#[inline(always)]
+pub fn scan_control() -> Option<u64> {
+    let offset = layout!(scan_control_reclaim_state);
+    if !present(offset) {
+        return None;
+    }
+    match read::<u64>(current(), layout!(task_reclaim_state))? {
+        0 => None,
+        reclaim_state => Some(reclaim_state.wrapping_sub(u64::from(offset))),
+    }
+}
+
+/// Id of the cgroup behind a `struct cgroup *`.
+#[inline(always)]
+fn cgroup_id(cgroup: u64) -> Option<u64> {
+    let node: u64 = read(cgroup, layout!(cgroup_kn))?;
+    read(node, layout!(kernfs_node_id))
+}
+
+/// The current thread's `struct cgroup *` in the memory controller's hierarchy.
+#[inline(always)]
+fn memory_cgroup() -> Option<u64> {
+    read(memory_css()?, layout!(css_cgroup))
+}
+
+/// The current thread's `struct cgroup *` in cgroup v2.
+#[inline(always)]
+fn default_cgroup() -> Option<u64> {
+    let css_set: u64 = read(current(), layout!(task_cgroups))?;
+    read(css_set, layout!(css_set_dfl_cgrp))
+}
+
+/// The current thread's `cgroup_subsys_state` of the memory controller.
+#[inline(always)]
+fn memory_css() -> Option<u64> {
+    let css_set: u64 = read(current(), layout!(task_cgroups))?;
+    read(css_set, layout!(css_set_memory))
+}
+
+/// Id of the cgroup that the current thread's memory is charged to.
+#[inline(always)]
+pub fn payer_id() -> Option<u64> {
+    let cgroup = if present(layout!(css_set_memory)) { memory_cgroup() } else { default_cgroup() };
+    cgroup_id(cgroup?)
+}
+
+/// Id of the cgroup of a `struct mem_cgroup *`; 0 for a null pointer.
+#[inline(always)]
+pub fn memcg_id(memcg: u64) -> Option<u64> {
+    if memcg == 0 {
+        return Some(0);
+    }
+    let css = layout!(mem_cgroup_css);
+    if !present(css) {
+        return None;
+    }
+    cgroup_id(read(memcg.wrapping_add(u64::from(css)), layout!(css_cgroup))?)
+}
+
+/// Whether the current thread is in the cgroup `id` or below it, in cgroup v2 or, with `v1`, in
+/// the memory controller's hierarchy.
+#[inline(always)]
+pub fn in_cgroup(id: u64, v1: bool) -> bool {
+    let found = if v1 { memory_cgroup() } else { default_cgroup() };
+    let Some(mut cgroup) = found else { return false };
+    for _ in 0..MAX_CGROUP_DEPTH {
+        if cgroup_id(cgroup) == Some(id) {
+            return true;
+        }
+        // The parent's `self`, which is embedded in the parent.
+        match read::<u64>(cgroup, layout!(cgroup_self_parent)) {
+            None | Some(0) => return false,
+            Some(parent) => cgroup = parent.wrapping_sub(u64::from(layout!(cgroup_self))),
+        }
+    }
+    false
+}
+
+/// The memory controller's root cgroup, as a `struct mem_cgroup *`.
+#[inline(always)]
+fn root_memcg() -> Option<u64> {
+    let subsystem: u64 = read(memory_css()?, layout!(css_ss))?;
+    let root: u64 = read(subsystem, layout!(cgroup_subsys_root))?;
+    let css: u64 = read(root, layout!(cgroup_root_memory))?;
+    Some(css.wrapping_sub(u64::from(layout!(mem_cgroup_css))))
+}
+
+/// Free pages in the whole system.
+///
+/// The sum of the zones' own counters; the root memory cgroup leads to every node. Where that way
+/// is closed user space may have found the address of the kernel's own sum, a data symbol that many
+/// kernels leave out of kallsyms.
+#[inline(always)]
+pub fn free_pages() -> Option<u64> {
+    let address = FREE_PAGES_ADDRESS.load();
+    if address != 0 {
+        return read(address, 0);
+    }
+    let nodeinfo = layout!(mem_cgroup_nodeinfo);
+    let (zones, zone_free) = (layout!(pgdat_node_zones), layout!(zone_free));
+    if !(present(nodeinfo) && present(zones) && present(zone_free)) {
+        return None;
+    }
+    let memcg = root_memcg()?;
+    let mut sum = 0_u64;
+    for node in 0..MAX_NODES {
+        if layout!(memory_nodes[(node / 32) as usize]) & (1 << (node % 32)) == 0 {
+            continue;
+        }
+        let info: u64 = read(memcg, nodeinfo + node * 8)?;
+        // Zero until the root cgroup is first used on the node: better no sum than a part of it.
+        let pgdat: u64 = read(info, layout!(memcg_node_pgdat))?;
+        for zone in 0..MAX_ZONES {
+            if zone >= layout!(pgdat_zones) {
+                break;
+            }
+            let free: u64 = read(pgdat, zones + zone * layout!(zone_size) + zone_free)?;
+            sum = sum.wrapping_add(free);
+        }
+    }
+    Some(sum)
+}

@@ -1,0 +1,254 @@
+//! Threads held up reclaiming pages: direct, memcg, soft-limit and node reclaim.
+
+use aya_ebpf::{
+    macros::{map, raw_tracepoint},
+    maps::HashMap,
+    programs::RawTracePointContext,
+};
+use aya_log_ebpf::debug;
+use memtrace_common::{
+    config::{kind, wanted},
+    counter,
+    record::{Reclaim, known, mechanism},
+};
+
+use crate::{
+    kernel,
+    settings::{KINDS, layout, present, wanted},
+    stall::{Thread, count, deliver, now},
+};
+
+/// `trace_mm_vmscan_lru_isolate()` passes the number of the list; the active ones are odd
+/// (`enum lru_list` in include/linux/mmzone.h).
+const LRU_ACTIVE: u64 = 1;
+
+/// One thread can be in several kinds at once: soft-limit reclaim runs inside direct reclaim.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Key {
+    tid: u32,
+    mechanism: u32,
+}
+
+/// What is remembered from begin to end.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Begin {
+    start_ns: u64,
+    nr_scanned: u64,
+    free_pages: u64,
+    /// Of the tracepoint's own argument where it has one, since 7.1.
+    target_cgroup_id: u64,
+    order: i32,
+    gfp: u32,
+    node: i32,
+    known: u32,
+}
+
+/// Reclaims in progress; user space sets its size.
+#[map]
+static RECLAIMS: HashMap<Key, Begin> = HashMap::with_max_entries(1, 0);
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_direct_reclaim_begin")]
+fn direct_begin(ctx: RawTracePointContext) -> i32 {
+    begin(&ctx, mechanism::DIRECT)
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_direct_reclaim_end")]
+fn direct_end(ctx: RawTracePointContext) -> i32 {
+    end(&ctx, mechanism::DIRECT)
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_begin")]
+fn memcg_begin(ctx: RawTracePointContext) -> i32 {
+    begin(&ctx, mechanism::MEMCG)
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_end")]
+fn memcg_end(ctx: RawTracePointContext) -> i32 {
+    end(&ctx, mechanism::MEMCG)
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_softlimit_reclaim_begin")]
+fn softlimit_begin(ctx: RawTracePointContext) -> i32 {
+    begin(&ctx, mechanism::SOFTLIMIT)
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_softlimit_reclaim_end")]
+fn softlimit_end(ctx: RawTracePointContext) -> i32 {
+    end(&ctx, mechanism::SOFTLIMIT)
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_node_reclaim_begin")]
+fn node_begin(ctx: RawTracePointContext) -> i32 {
+    begin(&ctx, mechanism::NODE)
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_node_reclaim_end")]
+fn node_end(ctx: RawTracePointContext) -> i32 {
+    end(&ctx, mechanism::NODE)
+}
+
+/// Adds up the pages scanned, as `scan_control.nr_scanned` starts again at every priority. Counts
+/// what `pgscan_*` in /proc/vmstat counts: the inactive lists.
+#[raw_tracepoint(tracepoint = "mm_vmscan_lru_isolate")]
+fn lru_isolate(ctx: RawTracePointContext) -> i32 {
+    let scanned = kernel::arg(&ctx, layout!(isolate_scanned_arg));
+    let lru = kernel::arg(&ctx, layout!(isolate_lru_arg));
+    let (Some(scanned), Some(lru)) = (scanned, lru) else { return 0 };
+    if lru & LRU_ACTIVE != 0 {
+        return 0;
+    }
+    let Thread { tid, .. } = Thread::current();
+    for mechanism in mechanism::DIRECT..=mechanism::NODE {
+        if let Some(begin) = RECLAIMS.get_ptr_mut(Key { tid, mechanism }) {
+            // SAFETY: the entry is this thread's, which is here and not at its end.
+            unsafe { (*begin).nr_scanned = (*begin).nr_scanned.wrapping_add(scanned) };
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn begin(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
+    let thread = Thread::current();
+    if !thread.passes() {
+        return 0;
+    }
+    let proactive = is_proactive(mechanism);
+    if !wanted_kind(mechanism, proactive) {
+        return 0;
+    }
+    let args = layout!(reclaim_args[mechanism as usize]);
+    let mut begin = Begin {
+        start_ns: 0,
+        nr_scanned: 0,
+        free_pages: 0,
+        target_cgroup_id: 0,
+        order: 0,
+        gfp: 0,
+        node: 0,
+        known: if proactive { known::PROACTIVE } else { 0 },
+    };
+    if let Some(order) = kernel::arg(ctx, args.order) {
+        begin.order = order as i32;
+        begin.known |= known::ORDER;
+    }
+    if let Some(gfp) = kernel::arg(ctx, args.gfp) {
+        begin.gfp = gfp as u32;
+        begin.known |= known::GFP;
+    }
+    if let Some(node) = kernel::arg(ctx, args.node) {
+        begin.node = node as i32;
+        begin.known |= known::RECLAIM_NODE;
+    }
+    if wanted(wanted::EXTENDED) {
+        if let Some(memcg) = kernel::arg(ctx, args.memcg)
+            && let Some(id) = kernel::memcg_id(memcg)
+        {
+            begin.target_cgroup_id = id;
+            begin.known |= known::TARGET;
+        }
+        if let Some(pages) = kernel::free_pages() {
+            begin.free_pages = pages;
+            begin.known |= known::FREE;
+        }
+    }
+    begin.start_ns = now();
+    if RECLAIMS.insert(Key { tid: thread.tid, mechanism }, begin, 0).is_err() {
+        count(counter::TABLE_FULL);
+        debug!(ctx, "table full: thread {} began reclaim {}", thread.tid, mechanism);
+    }
+    0
+}
+
+#[inline(always)]
+fn end(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
+    let thread = Thread::current();
+    let key = Key { tid: thread.tid, mechanism };
+    let Some(begin) = RECLAIMS.get_ptr(key) else {
+        if thread.passes() && wanted_kind(mechanism, is_proactive(mechanism)) {
+            count(counter::END_WITHOUT_BEGIN);
+            debug!(ctx, "no begin: thread {} ended reclaim {}", thread.tid, mechanism);
+        }
+        return 0;
+    };
+    // SAFETY: the entry is this thread's own, and only its end removes it.
+    let begin = unsafe { *begin };
+    // Fails only where the entry is gone already, which is what is wanted.
+    let _gone: Result<(), i32> = RECLAIMS.remove(key);
+
+    let Some(mut stall) = thread.stalled_since(begin.start_ns, mechanism) else { return 0 };
+    stall.order = begin.order;
+    stall.gfp = begin.gfp;
+    stall.known |= begin.known;
+    let mut record = Reclaim {
+        stall,
+        nr_scanned: 0,
+        nr_reclaimed: ctx.arg(0),
+        target_cgroup_id: begin.target_cgroup_id,
+        free_pages: begin.free_pages,
+        priority: 0,
+        node: begin.node,
+    };
+    if let Some(control) = control(mechanism) {
+        read_scan_control(&mut record, control);
+    }
+    if wanted(wanted::EXTENDED)
+        && mechanism != mechanism::SOFTLIMIT
+        && present(layout!(isolate_scanned_arg))
+    {
+        record.nr_scanned = begin.nr_scanned;
+        record.stall.known |= known::SCANNED;
+    }
+    deliver(ctx, record);
+    0
+}
+
+/// The `scan_control` of this very reclaim, where the thread leads to it.
+#[inline(always)]
+fn control(mechanism: u32) -> Option<u64> {
+    match mechanism {
+        mechanism::DIRECT | mechanism::MEMCG => kernel::scan_control(),
+        _ => None,
+    }
+}
+
+/// Whether a write to `memory.reclaim` asked for it. A kernel without the bit has no such file.
+#[inline(always)]
+fn is_proactive(mechanism: u32) -> bool {
+    control(mechanism)
+        .and_then(|control| kernel::read::<u8>(control, layout!(scan_control_proactive)))
+        .is_some_and(|bits| u32::from(bits) & layout!(scan_control_proactive_mask) != 0)
+}
+
+#[inline(always)]
+fn wanted_kind(mechanism: u32, proactive: bool) -> bool {
+    let kind = if proactive { kind::PROACTIVE } else { mechanism };
+    KINDS.load() & (1 << kind) != 0
+}
+
+/// Fills in what the `scan_control` knows at the end.
+#[inline(always)]
+fn read_scan_control(record: &mut Reclaim, control: u64) {
+    // `do_try_to_free_pages()` returns 1 for "let compaction try" only if it reclaimed nothing.
+    if record.nr_reclaimed == 1
+        && kernel::read::<u64>(control, layout!(scan_control_nr_reclaimed)) == Some(0)
+    {
+        record.stall.known |= known::COMPACTION_READY;
+    }
+    if !wanted(wanted::EXTENDED) {
+        return;
+    }
+    if let Some(priority) = kernel::read::<i8>(control, layout!(scan_control_priority)) {
+        // -1 once the loop has run through all of them.
+        record.priority = i32::from(priority).max(0);
+        record.stall.known |= known::PRIORITY;
+    }
+    if let Some(memcg) = kernel::read::<u64>(control, layout!(scan_control_target))
+        && let Some(id) = kernel::memcg_id(memcg)
+    {
+        record.target_cgroup_id = id;
+        record.stall.known |= known::TARGET;
+    }
+}
