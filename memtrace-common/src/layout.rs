@@ -81,6 +81,8 @@ pub struct KernelLayout {
     pub scan_control_reclaim_state: u32,
     /// `scan_control.priority`, one signed byte.
     pub scan_control_priority: u32,
+    /// `scan_control.nr_scanned`, of the last priority only.
+    pub scan_control_nr_scanned: u32,
     /// `scan_control.nr_reclaimed`.
     pub scan_control_nr_reclaimed: u32,
     /// `scan_control.target_mem_cgroup`.

@@ -114,7 +114,7 @@ fn compact_end(ctx: RawTracePointContext) -> i32 {
     let thread = Thread::current();
     let control = kernel::arg(&ctx, layout!(compaction_args.end_cc));
     let Some(begin) = COMPACTIONS.get_ptr(thread.tid) else {
-        if thread.passes() && control.is_none_or(|control| wanted_cause(control)) {
+        if thread.passes() && control.is_none_or(wanted_cause) {
             count(counter::END_WITHOUT_BEGIN);
             debug!(&ctx, "no begin: thread {} ended compaction", thread.tid);
         }
@@ -200,7 +200,8 @@ fn from_hint(ctx: &RawTracePointContext, tid: u32) -> Begin {
     }
     begin.order = hint.order;
     begin.known |= known::ORDER | known::MODE;
-    let sync = kernel::arg(ctx, layout!(compaction_args.begin_sync)).is_some_and(|sync| sync & 1 != 0);
+    let sync =
+        kernel::arg(ctx, layout!(compaction_args.begin_sync)).is_some_and(|sync| sync & 1 != 0);
     let in_kcompactd = is_kcompactd(hint.zone);
     begin.cause = match (in_kcompactd, hint.order) {
         (true, WHOLE_ZONE) => cause::PROACTIVE,

@@ -103,7 +103,8 @@ fn lru_isolate(ctx: RawTracePointContext) -> i32 {
     for mechanism in mechanism::DIRECT..=mechanism::NODE {
         if let Some(begin) = RECLAIMS.get_ptr_mut(Key { tid, mechanism }) {
             // SAFETY: the entry is this thread's, which is here and not at its end.
-            unsafe { (*begin).nr_scanned = (*begin).nr_scanned.wrapping_add(scanned) };
+            let begin = unsafe { &mut *begin };
+            begin.nr_scanned = begin.nr_scanned.wrapping_add(scanned);
         }
     }
     0
@@ -194,11 +195,12 @@ fn end(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
     if let Some(control) = control(mechanism) {
         read_scan_control(&mut record, control);
     }
-    if wanted(wanted::EXTENDED)
-        && mechanism != mechanism::SOFTLIMIT
-        && present(layout!(isolate_scanned_arg))
-    {
-        record.nr_scanned = begin.nr_scanned;
+    if wanted(wanted::EXTENDED) && present(layout!(isolate_scanned_arg)) {
+        // Left as it is where no list was isolated from, as the multi-generational LRU of some
+        // kernels does without the tracepoint.
+        if begin.nr_scanned != 0 || record.stall.known & known::SCANNED == 0 {
+            record.nr_scanned = begin.nr_scanned;
+        }
         record.stall.known |= known::SCANNED;
     }
     deliver(ctx, record);
@@ -244,6 +246,10 @@ fn read_scan_control(record: &mut Reclaim, control: u64) {
         // -1 once the loop has run through all of them.
         record.priority = i32::from(priority).max(0);
         record.stall.known |= known::PRIORITY;
+    }
+    if let Some(scanned) = kernel::read(control, layout!(scan_control_nr_scanned)) {
+        record.nr_scanned = scanned;
+        record.stall.known |= known::SCANNED;
     }
     if let Some(memcg) = kernel::read::<u64>(control, layout!(scan_control_target))
         && let Some(id) = kernel::memcg_id(memcg)

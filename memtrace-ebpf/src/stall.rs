@@ -20,7 +20,9 @@ use memtrace_common::{
 
 use crate::{
     kernel,
-    settings::{self, CGROUP, COMM_MASK, COMM_TEXT, FILTERS, MIN_NS, PIDS, TIDS, UID, WAKEUP_BYTES},
+    settings::{
+        self, CGROUP, COMM_MASK, COMM_TEXT, FILTERS, MIN_NS, PIDS, TIDS, UID, WAKEUP_BYTES,
+    },
 };
 
 /// Finished stalls on their way to user space, which sets its size.
@@ -114,9 +116,9 @@ pub fn now() -> u64 {
 #[inline(always)]
 pub fn count(slot: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(slot) {
-        // SAFETY: the pointer is to this CPU's own value, which is there as long as the map is;
-        // programs on one CPU do not interrupt each other between load and store.
-        unsafe { *value = (*value).wrapping_add(1) };
+        // SAFETY: the pointer is to this CPU's own value, which is there as long as the map is.
+        let value = unsafe { &mut *value };
+        *value = value.wrapping_add(1);
     }
 }
 
@@ -128,15 +130,17 @@ pub fn deliver<T: Copy + 'static>(ctx: &RawTracePointContext, record: T) {
             return count(counter::LOST);
         };
         let place = entry.as_mut_ptr();
-        // SAFETY: the pointer is to the reserved entry, which has room for the record.
-        unsafe { (&raw mut (*place).record).write(record) };
-        // SAFETY: as above; only the address is taken.
-        let frames = unsafe { &raw mut (*place).stack.frames };
+        // SAFETY: the three are parts of the reserved entry; only their addresses are taken.
+        let (part, len, frames) = unsafe {
+            (&raw mut (*place).record, &raw mut (*place).stack.len, &raw mut (*place).stack.frames)
+        };
+        // SAFETY: the entry has room for the record.
+        unsafe { part.write(record) };
         let size = (STACK_DEPTH * size_of::<u64>()) as u32;
-        // SAFETY: the helper writes at most `size` bytes, the size of `frames`.
-        let len = unsafe { bpf_get_stack(ctx.as_ptr(), frames.cast(), size, 0) };
-        // SAFETY: as for the record.
-        unsafe { (&raw mut (*place).stack.len).write(len) };
+        // SAFETY: the helper writes at most `size` bytes, the size of the frames.
+        let taken = unsafe { bpf_get_stack(ctx.as_ptr(), frames.cast(), size, 0) };
+        // SAFETY: the entry has room for the length.
+        unsafe { len.write(taken) };
         entry.submit(wakeup(size_of::<Stacked<T>>()));
     } else {
         let Some(mut entry) = STALLS.reserve::<T>(0) else {
