@@ -1,0 +1,320 @@
+//! What can be typed. The man pages and the completions of shells are made from it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
+use clap_complete::Shell;
+use memtrace::{
+    histogram::By,
+    stall::{Cause, ReclaimKind},
+};
+
+/// Names the threads that this host holds up in memory management, for how long, by what and why
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Drsnoop(Drsnoop),
+    Compactsnoop(Compactsnoop),
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    Man {
+        directory: PathBuf,
+    },
+    /// Print the completions for a shell
+    #[command(hide = true)]
+    Completions {
+        shell: Shell,
+    },
+}
+
+impl Command {
+    pub fn is_verbose(&self) -> bool {
+        match self {
+            Self::Drsnoop(args) => args.common.verbose,
+            Self::Compactsnoop(args) => args.common.verbose,
+            Self::Man { .. } | Self::Completions { .. } => false,
+        }
+    }
+}
+
+/// Show threads that are held up reclaiming pages: direct, memcg, soft-limit and node reclaim
+///
+/// One line a stall, as it ends. The columns: COMM, PID and TID are the thread; KIND is what made
+/// it reclaim (direct: no free page; memcg: a cgroup's limit; softlimit: a cgroup's soft limit;
+/// node: a NUMA node's own; proactive: a write to memory.reclaim); ORDER is that of the allocation,
+/// 2^ORDER pages; LAT(ms) is how long the thread was held up; PAGES were reclaimed.
+///
+/// With --extended: pages SCANNED; PRIO, the lowest priority reached, from 12 (least effort) to 0;
+/// FREE(KB), free memory of the whole system when the stall began; GFP, the allocation's flags;
+/// CGROUP, the one that the thread is charged to; TARGET, the one whose limit was reached.
+#[derive(Args, Debug)]
+#[command(after_help = DRSNOOP_EXAMPLES)]
+pub struct Drsnoop {
+    /// Only these kinds of reclaim
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        hide_possible_values = true,
+        help = "Only these kinds: direct, memcg, softlimit, node, proactive"
+    )]
+    pub kind: Vec<KindArg>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+const DRSNOOP_EXAMPLES: &str = "\
+Examples:
+  memtrace drsnoop                        every reclaim stall of this host
+  memtrace drsnoop -p 1234 -T             those of process 1234, with the time of day
+  memtrace drsnoop -m 10ms -K             those of at least 10 ms, with kernel stacks
+  memtrace drsnoop -c /system.slice -e    those below a cgroup, with all columns
+  memtrace drsnoop --kind memcg -H 5      histograms by thread, every 5 s
+  memtrace drsnoop -H --by process -d 60  histograms by process of one minute
+  memtrace drsnoop --json | jq .          for programs";
+
+/// Show threads that are held up compacting memory
+///
+/// One line for each zone compacted, as it ends. The columns: COMM, PID and TID are the thread;
+/// ZONE is the NUMA node and zone; ORDER is the one wanted, -1 for the whole zone; CAUSE is what
+/// made it compact (direct: an allocation; kcompactd: the node's own thread, for an allocation;
+/// proactive: the same in the background; manual: a write to vm.compact_memory); MODE is async,
+/// light (the kernel's sync_light) or sync; LAT(ms) is how long it took; STATUS is the kernel's
+/// word for the result.
+///
+/// With --extended: FRAGIDX, the fragmentation index of the order (towards 0: no memory, towards
+/// 1: fragmented, -1: would succeed); MIN, LOW, HIGH and FREE, the zone's watermarks and free pages
+/// when it began; SCANNED, pages that the migration and the free scanner looked at; GFP, the
+/// allocation's flags; CGROUP, the one that the thread is charged to.
+#[derive(Args, Debug)]
+#[command(after_help = COMPACTSNOOP_EXAMPLES)]
+pub struct Compactsnoop {
+    /// Only for these causes
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        hide_possible_values = true,
+        help = "Only these causes: direct, kcompactd, proactive, manual, other"
+    )]
+    pub cause: Vec<CauseArg>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+const COMPACTSNOOP_EXAMPLES: &str = "\
+Examples:
+  memtrace compactsnoop                      every compaction on this host
+  memtrace compactsnoop --cause direct -K    those that held an allocation up, with stacks
+  memtrace compactsnoop -e -d 60             with watermarks and fragmentation, for one minute
+  memtrace compactsnoop -H --by cause 10 6   histograms by cause, every 10 s, 6 times
+  memtrace compactsnoop -H --by order --json for programs";
+
+#[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
+pub struct Common {
+    /// Only threads of these processes
+    #[arg(short, long, value_name = "PID", value_delimiter = ',', help_heading = FILTERS)]
+    pub pid: Vec<u32>,
+    /// Only these threads
+    #[arg(short, long, value_name = "TID", value_delimiter = ',', help_heading = FILTERS)]
+    pub tid: Vec<u32>,
+    /// Only threads of this user, a number or a name
+    #[arg(short, long, value_name = "USER", help_heading = FILTERS)]
+    pub uid: Option<String>,
+    /// Only threads whose name contains this text
+    #[arg(short = 'n', long, value_name = "TEXT", help_heading = FILTERS)]
+    pub comm: Option<String>,
+    /// Only threads in this cgroup or below it: its directory, or its path in the hierarchy
+    #[arg(short, long, value_name = "PATH", help_heading = FILTERS)]
+    pub cgroup: Option<PathBuf>,
+    /// Only stalls at least this long: 500us, 10ms, 1s
+    #[arg(short, long, value_name = "DURATION", value_parser = with_unit, help_heading = FILTERS)]
+    pub min_latency: Option<std::time::Duration>,
+
+    /// Stop after this time: 10 or 10s, 2m, 1h
+    #[arg(short, long, value_name = "DURATION", value_parser = seconds_or_with_unit)]
+    pub duration: Option<std::time::Duration>,
+
+    /// Show when each stall began, in local time
+    #[arg(short = 'T', long, help_heading = OUTPUT)]
+    pub timestamp: bool,
+    /// Show the user id
+    #[arg(short = 'U', long, conflicts_with = "histogram", help_heading = OUTPUT)]
+    pub print_uid: bool,
+    /// Show more columns
+    #[arg(short, long, conflicts_with = "histogram", help_heading = OUTPUT)]
+    pub extended: bool,
+    /// Show the kernel stack at the end of each stall
+    #[arg(short = 'K', long, conflicts_with = "histogram", help_heading = OUTPUT)]
+    pub kernel_stack: bool,
+    /// Show histograms of latency: every INTERVAL seconds, else once at the end
+    #[arg(short = 'H', long, help_heading = OUTPUT)]
+    pub histogram: bool,
+    /// What to tell histograms apart by: thread, process, comm, cgroup, uid, kind (or cause), order
+    #[arg(long, value_name = "KEY", requires = "histogram", default_value = "thread",
+        hide_possible_values = true, help_heading = OUTPUT)]
+    pub by: ByArg,
+    /// How many histograms to keep; the rest is shown as one
+    #[arg(long, value_name = "N", requires = "histogram", default_value = "1024",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = OUTPUT)]
+    pub max_keys: u32,
+    /// Print one JSON object a line
+    #[arg(long, help_heading = OUTPUT)]
+    pub json: bool,
+    /// Print rows only: no header and, unless stalls were lost, no summary
+    #[arg(short, long, conflicts_with = "verbose", help_heading = OUTPUT)]
+    pub quiet: bool,
+    /// Say what was attached, what this kernel lacks, and what the probes could not deliver
+    #[arg(short, long, help_heading = OUTPUT)]
+    pub verbose: bool,
+
+    /// Size of the buffer between kernel and memtrace: 64K, 4M; rounded up to a power of two
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "4M",
+        help_heading = LIMITS)]
+    pub buffer_size: u32,
+    /// How many threads can be held up at the same time
+    #[arg(long, value_name = "N", default_value = "16384",
+        value_parser = clap::value_parser!(u32).range(1..=4_194_304), help_heading = LIMITS)]
+    pub max_stalled: u32,
+
+    /// Seconds between histograms
+    #[arg(requires = "histogram", value_parser = clap::value_parser!(u32).range(1..))]
+    pub interval: Option<u32>,
+    /// How many times to print histograms
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub count: Option<u32>,
+}
+
+const FILTERS: &str = "Filters, in the kernel; a stall must pass all";
+const OUTPUT: &str = "Output";
+const LIMITS: &str = "Limits; what exceeds them is counted";
+
+/// A kind of reclaim as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KindArg(pub ReclaimKind);
+
+/// A cause of compaction as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CauseArg(pub Cause);
+
+/// A histogram's key as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByArg(pub By);
+
+impl ValueEnum for KindArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [KindArg; ReclaimKind::ALL.len()] = {
+            let [a, b, c, d, e] = ReclaimKind::ALL;
+            [KindArg(a), KindArg(b), KindArg(c), KindArg(d), KindArg(e)]
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()))
+    }
+}
+
+impl ValueEnum for CauseArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [CauseArg; Cause::ALL.len()] = {
+            let [a, b, c, d, e] = Cause::ALL;
+            [CauseArg(a), CauseArg(b), CauseArg(c), CauseArg(d), CauseArg(e)]
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()))
+    }
+}
+
+impl ValueEnum for ByArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [ByArg; By::ALL.len()] = {
+            let [a, b, c, d, e, f, g] = By::ALL;
+            [ByArg(a), ByArg(b), ByArg(c), ByArg(d), ByArg(e), ByArg(f), ByArg(g)]
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let value = PossibleValue::new(self.0.name());
+        Some(if self.0 == By::Kind { value.alias("cause") } else { value })
+    }
+}
+
+/// Reads a duration that has a unit.
+fn with_unit(text: &str) -> Result<std::time::Duration, String> {
+    let duration: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| "give a number with a unit, such as 500us, 10ms, 1s or 2m".to_owned())?;
+    match std::time::Duration::try_from(duration) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("a duration must be longer than nothing".to_owned()),
+    }
+}
+
+/// Reads a duration, in seconds unless it has a unit.
+fn seconds_or_with_unit(text: &str) -> Result<std::time::Duration, String> {
+    if text.parse::<f64>().is_ok() { with_unit(&format!("{text}s")) } else { with_unit(text) }
+}
+
+/// Reads a size in bytes, of which K, M and G make 1024, 1024^2 and 1024^3.
+fn size(text: &str) -> Result<u32, String> {
+    let bytes = parse_size::Config::new().with_binary().parse_size(text);
+    let bytes =
+        bytes.map_err(|error| format!("{error}; give a number of bytes, or such as 64K or 4M"))?;
+    match u32::try_from(bytes) {
+        Ok(bytes) if (1..=1 << 30).contains(&bytes) => Ok(bytes),
+        _ => Err("a buffer has between 1 byte and 1G".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn reads_durations() {
+        for (text, expected) in [
+            ("10", Duration::from_secs(10)),
+            ("0.5", Duration::from_millis(500)),
+            ("90s", Duration::from_secs(90)),
+            ("2m", Duration::from_secs(120)),
+            ("500us", Duration::from_micros(500)),
+        ] {
+            assert_eq!(seconds_or_with_unit(text), Ok(expected), "{text}");
+        }
+        for bad in ["", "-1", "0", "ten", "10 apples", "-5ms", "nan", "inf", "1e300"] {
+            assert!(seconds_or_with_unit(bad).is_err(), "{bad}");
+        }
+        assert!(with_unit("10").is_err(), "a latency needs a unit");
+    }
+
+    #[test]
+    fn reads_sizes() {
+        assert_eq!(size("4K"), Ok(4096));
+        assert_eq!(size("1M"), Ok(1 << 20));
+        assert_eq!(size("100"), Ok(100));
+        for bad in ["", "-1", "0", "8G", "lots"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What the command line means, checked: nothing behind this sees what was typed.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use jiff::tz::TimeZone;
+use memtrace::{
+    cgroup::Cgroup,
+    filter::{self, CommText, Filter},
+    histogram::By,
+    live::{Request, Subject},
+    stall::{Cause, ReclaimKind},
+    view::{self, Format, HistogramOptions, ViewOptions},
+};
+
+use crate::cli::{Common, Compactsnoop, Drsnoop};
+
+/// One run.
+#[derive(Debug)]
+pub struct Config {
+    pub request: Request,
+    pub view: ViewOptions,
+    /// What is traced, in the words of the first line.
+    pub what: String,
+    /// Stop after this time.
+    pub duration: Option<Duration>,
+    /// Time between histograms.
+    pub interval: Option<Duration>,
+    /// Number of intervals.
+    pub count: Option<u32>,
+    pub verbosity: Verbosity,
+}
+
+/// How much to say beside the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verbosity {
+    Quiet,
+    Normal,
+    Verbose,
+}
+
+impl Config {
+    /// What `memtrace drsnoop` was asked to do.
+    pub fn drsnoop(args: &Drsnoop) -> Result<Self> {
+        let kinds = or_all(&args.kind, |kind| kind.0, &ReclaimKind::ALL);
+        let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+        let what = format!("{} reclaim", listing(&names));
+        Self::new(&args.common, Subject::Reclaim(kinds), what)
+    }
+
+    /// What `memtrace compactsnoop` was asked to do.
+    pub fn compactsnoop(args: &Compactsnoop) -> Result<Self> {
+        let causes = or_all(&args.cause, |cause| cause.0, &Cause::ALL);
+        let what = if causes.len() == Cause::ALL.len() {
+            "compaction".to_owned()
+        } else {
+            let names: Vec<_> = causes.iter().map(|cause| cause.name()).collect();
+            format!("{} compaction", listing(&names))
+        };
+        Self::new(&args.common, Subject::Compaction(causes), what)
+    }
+
+    fn new(args: &Common, subject: Subject, what: String) -> Result<Self> {
+        let filter = make_filter(args)?;
+        let verbosity = match (args.quiet, args.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, false) => Verbosity::Normal,
+            (false, true) => Verbosity::Verbose,
+        };
+        let histogram = args
+            .histogram
+            .then_some(HistogramOptions { by: args.by.0, max_keys: args.max_keys as usize });
+        let extended = match histogram {
+            Some(histogram) => histogram.by == By::Cgroup,
+            None => args.extended || args.json,
+        };
+        let view = ViewOptions {
+            subject: match subject {
+                Subject::Reclaim(_) => view::Subject::Reclaim,
+                Subject::Compaction(_) => view::Subject::Compaction,
+            },
+            format: if args.json { Format::Json } else { Format::Text },
+            histogram,
+            timestamp: args.timestamp,
+            zone: TimeZone::system(),
+            uid: args.print_uid,
+            extended: args.extended,
+            stacks: args.kernel_stack,
+            quiet: args.quiet,
+        };
+        let request = Request {
+            subject,
+            filter,
+            extended,
+            stacks: args.kernel_stack,
+            buffer_size: args.buffer_size,
+            max_stalled: args.max_stalled,
+            log: args.verbose,
+        };
+        Ok(Self {
+            request,
+            view,
+            what,
+            duration: args.duration,
+            interval: args.interval.map(|seconds| Duration::from_secs(seconds.into())),
+            count: args.count,
+            verbosity,
+        })
+    }
+}
+
+fn make_filter(args: &Common) -> Result<Filter> {
+    for &pid in &args.pid {
+        filter::check_process(pid).context("cannot filter by --pid")?;
+    }
+    for &tid in &args.tid {
+        filter::check_thread(tid).context("cannot filter by --tid")?;
+    }
+    let uid = args.uid.as_deref().map(filter::find_user).transpose();
+    let comm = args.comm.as_deref().map(CommText::new).transpose();
+    let cgroup = args.cgroup.as_deref().map(Cgroup::find).transpose();
+    let min_ns = args.min_latency.map_or(0, |duration| duration.as_nanos());
+    Ok(Filter {
+        processes: args.pid.clone(),
+        threads: args.tid.clone(),
+        uid: uid.context("cannot filter by --uid")?,
+        comm: comm.context("cannot filter by --comm")?,
+        cgroup: cgroup.context("cannot filter by --cgroup")?,
+        min_ns: u64::try_from(min_ns).unwrap_or(u64::MAX),
+    })
+}
+
+/// What was chosen, each once and in the usual order; all if nothing was.
+fn or_all<A, T: Copy + PartialEq>(chosen: &[A], meaning: impl Fn(&A) -> T, all: &[T]) -> Vec<T> {
+    let keep = |item: &&T| chosen.is_empty() || chosen.iter().any(|arg| meaning(arg) == **item);
+    all.iter().filter(keep).copied().collect()
+}
+
+/// `a, b and c`.
+fn listing(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [most @ .., last] => format!("{} and {last}", most.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_like_a_person() {
+        assert_eq!(listing(&["direct"]), "direct");
+        assert_eq!(listing(&["direct", "memcg", "node"]), "direct, memcg and node");
+    }
+
+    #[test]
+    fn chooses_each_once() {
+        assert_eq!(or_all(&[], |n: &i32| *n, &[1, 2, 3]), [1, 2, 3]);
+        assert_eq!(or_all(&[3, 1, 3], |n| *n, &[1, 2, 3]), [1, 3]);
+    }
+}

@@ -1,0 +1,86 @@
+//! The command line of memtrace.
+//!
+//! `cli` is what can be typed, `config` what it means, `trace` does it.
+
+mod cli;
+mod config;
+mod output;
+mod trace;
+
+use std::process::ExitCode;
+
+use anyhow::{Error, Result};
+use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
+use cli::{Cli, Command};
+use config::Config;
+use memtrace::live::LiveError;
+
+/// Exit status for what cannot be done.
+const FAILURE: u8 = 1;
+/// Exit status for a command line that makes no sense.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let verbose = cli.command.is_verbose();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if verbose && let Some(LiveError::Refused { log, .. }) = error.downcast_ref() {
+                eprintln!("{log}");
+            }
+            eprintln!("memtrace: {}", one_line(&error));
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Drsnoop(args) => trace::run(&Config::drsnoop(&args)?),
+        Command::Compactsnoop(args) => trace::run(&Config::compactsnoop(&args)?),
+        Command::Man { directory } => Ok(clap_mangen::generate_to(Cli::command(), directory)?),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "memtrace", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// Prints help where it was asked for, and otherwise what is wrong with the command line, in one
+/// line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        // Nothing is left to do about a terminal that is gone.
+        let _printed: Result<(), std::io::Error> = error.print();
+        return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+    }
+    let text = error.render().to_string();
+    let (what, _) = text.split_once("Usage:").unwrap_or((&text, ""));
+    let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    let what = what.strip_prefix("error: ").unwrap_or(&what);
+    let what = what.trim_end_matches("For more information, try '--help'.").trim_end();
+    eprintln!("memtrace: {what}; try --help");
+    ExitCode::from(USAGE)
+}
+
+/// The error and its causes in one line, without those that a message before already contains.
+fn one_line(error: &Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if !line.contains(&text) {
+            line.push_str(if line.is_empty() { "" } else { ": " });
+            line.push_str(&text);
+        }
+    }
+    line
+}

@@ -1,0 +1,310 @@
+//! Cgroups: from a path to the id by which the kernel knows it, and back.
+//!
+//! The id of a cgroup is the inode number of its directory. Two hierarchies matter: cgroup v2, and
+//! the memory controller's own where it is still on cgroup v1.
+
+use std::{
+    collections::HashMap,
+    ffi::{c_int, c_uint},
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use libc::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC};
+use thiserror::Error;
+
+use crate::stall::Printable;
+
+/// Which hierarchy a cgroup is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hierarchy {
+    /// The unified one.
+    V2,
+    /// The memory controller's.
+    V1Memory,
+}
+
+/// A cgroup that threads are looked for in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    /// Its id in the hierarchy.
+    pub id: u64,
+    /// The hierarchy.
+    pub hierarchy: Hierarchy,
+}
+
+/// Why a path names no cgroup that memtrace can look for.
+#[derive(Debug, Error)]
+pub enum CgroupError {
+    /// No directory of that name.
+    #[error(
+        "no cgroup `{0}`: give the path of its directory, or the path below the root of its hierarchy as in /proc/PID/cgroup"
+    )]
+    Unknown(PathBuf),
+    /// A directory of something else.
+    #[error(
+        "`{0}` is not a cgroup: give a directory of cgroup v2, or of the memory controller of cgroup v1"
+    )]
+    NotACgroup(PathBuf),
+    /// A cgroup v1 directory of another controller.
+    #[error(
+        "`{0}` is not in the memory controller's hierarchy of cgroup v1: give the directory below the mount with the option `memory`"
+    )]
+    OtherController(PathBuf),
+}
+
+/// A mounted hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    hierarchy: Hierarchy,
+    /// Where it is mounted.
+    point: PathBuf,
+    /// What of the hierarchy is mounted there; `/` unless it is a part.
+    root: String,
+}
+
+impl Cgroup {
+    /// Finds the cgroup that `path` names: a directory, or a path below the root of a hierarchy.
+    pub fn find(path: &Path) -> Result<Self, CgroupError> {
+        if path.as_os_str().is_empty() {
+            return Err(CgroupError::Unknown(path.to_owned()));
+        }
+        let mounts = mounts();
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let below_mounts = mounts.iter().map(|mount| mount.point.join(relative));
+        let directory = [path.to_owned()]
+            .into_iter()
+            .filter(|path| path.is_absolute())
+            .chain(below_mounts)
+            .find(|candidate| candidate.is_dir())
+            .ok_or_else(|| CgroupError::Unknown(path.to_owned()))?;
+        let not_a_cgroup = || CgroupError::NotACgroup(directory.clone());
+        let id = fs::metadata(&directory).map_err(|_| not_a_cgroup())?.ino();
+        match rustix::fs::statfs(&directory).map_err(|_| not_a_cgroup())?.f_type {
+            CGROUP2_SUPER_MAGIC => Ok(Self { id, hierarchy: Hierarchy::V2 }),
+            CGROUP_SUPER_MAGIC => {
+                let real = fs::canonicalize(&directory).map_err(|_| not_a_cgroup())?;
+                let in_memory = mounts.iter().any(|mount| {
+                    mount.hierarchy == Hierarchy::V1Memory && real.starts_with(&mount.point)
+                });
+                if !in_memory {
+                    return Err(CgroupError::OtherController(directory));
+                }
+                Ok(Self { id, hierarchy: Hierarchy::V1Memory })
+            }
+            _ => Err(not_a_cgroup()),
+        }
+    }
+}
+
+/// The hierarchies that matter, that of the memory controller first.
+fn mounts() -> Vec<Mount> {
+    parse_mounts(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+}
+
+/// Reads mountinfo, proc_pid_mountinfo(5): `36 35 98:0 ROOT POINT OPTIONS [TAGS] - TYPE SOURCE
+/// SUPER_OPTIONS`.
+fn parse_mounts(mountinfo: &str) -> Vec<Mount> {
+    let mut mounts: Vec<_> = mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (mount, file_system) = line.split_once(" - ")?;
+            let mut mount = mount.split(' ').skip(3);
+            let (root, point) = (mount.next()?, mount.next()?);
+            let mut file_system = file_system.split(' ');
+            let (kind, options) = (file_system.next()?, file_system.nth(1)?);
+            let hierarchy = match kind {
+                "cgroup2" => Hierarchy::V2,
+                "cgroup" if options.split(',').any(|option| option == "memory") => {
+                    Hierarchy::V1Memory
+                }
+                _ => return None,
+            };
+            Some(Mount { hierarchy, point: PathBuf::from(unescape(point)), root: unescape(root) })
+        })
+        .collect();
+    mounts.sort_by_key(|mount| mount.hierarchy == Hierarchy::V2);
+    mounts
+}
+
+/// mountinfo writes blanks and backslashes in octal.
+fn unescape(field: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .into_iter()
+        .fold(field.to_owned(), |field, (escaped, plain)| field.replace(escaped, plain))
+}
+
+/// Paths of cgroups by id, looked up when first asked for and remembered, as a cgroup may be gone
+/// the next time.
+#[derive(Debug, Default)]
+pub struct Cgroups {
+    known: HashMap<u64, Option<Box<str>>>,
+    /// Where to look; the first is the one that ids come from.
+    roots: Vec<Root>,
+}
+
+/// A place to look ids up.
+#[derive(Debug)]
+struct Root {
+    mount: Mount,
+    directory: OwnedFd,
+}
+
+/// Most paths that are remembered. A host that makes and removes cgroups for hours must not fill
+/// our memory.
+const MAX_KNOWN: usize = 4096;
+
+impl Cgroups {
+    /// Looks up the cgroups of the running kernel.
+    #[must_use]
+    pub fn live() -> Self {
+        let mounts = mounts();
+        // Ids are those of the memory controller's hierarchy, and an id means something else in
+        // another one.
+        let first = mounts.first().map(|mount| mount.hierarchy);
+        let roots = mounts.into_iter().filter(|mount| Some(mount.hierarchy) == first);
+        let roots = roots.filter_map(|mount| {
+            Some(Root { directory: File::open(&mount.point).ok()?.into(), mount })
+        });
+        Self { known: HashMap::new(), roots: roots.collect() }
+    }
+
+    /// A fixed set, for tests and recordings.
+    #[must_use]
+    pub fn from_paths(paths: impl IntoIterator<Item = (u64, String)>) -> Self {
+        let known = paths.into_iter().map(|(id, path)| (id, Some(path.into_boxed_str())));
+        Self { known: known.collect(), roots: Vec::new() }
+    }
+
+    /// The path of cgroup `id` below the root of its hierarchy, such as `/system.slice/a.service`;
+    /// nothing where it is gone or out of sight.
+    pub fn path(&mut self, id: u64) -> Option<&str> {
+        if self.known.len() >= MAX_KNOWN && !self.known.contains_key(&id) && !self.roots.is_empty()
+        {
+            self.known.clear();
+        }
+        let roots = &self.roots;
+        let path = self.known.entry(id).or_insert_with(|| {
+            roots.iter().find_map(|root| root.look_up(id)).map(String::into_boxed_str)
+        });
+        path.as_deref()
+    }
+}
+
+impl Root {
+    fn look_up(&self, id: u64) -> Option<String> {
+        let directory = match self.open_by_id(id) {
+            Ok(file) => fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?,
+            // Without CAP_DAC_READ_SEARCH only a search finds it.
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
+                search(&self.mount.point, id)?
+            }
+            Err(_) => return None,
+        };
+        let below = directory.strip_prefix(&self.mount.point).ok()?;
+        let root = self.mount.root.trim_end_matches('/');
+        Some(format!("{root}/{}", Printable(below.as_os_str().as_bytes())))
+    }
+
+    /// Opens the directory of cgroup `id` by a file handle of kernfs, which is the id itself
+    /// (`FILEID_KERNFS` in include/linux/exportfs.h, since 5.5).
+    fn open_by_id(&self, id: u64) -> io::Result<OwnedFd> {
+        const FILEID_KERNFS: c_int = 0xfe;
+        #[repr(C)]
+        struct Handle {
+            bytes: c_uint,
+            kind: c_int,
+            id: [u8; 8],
+        }
+        let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id: id.to_ne_bytes() };
+        // SAFETY: the handle is laid out as `struct file_handle` with `bytes` bytes behind its
+        // two fields, and outlives the call, which only reads it.
+        let fd = unsafe {
+            libc::open_by_handle_at(
+                self.directory.as_raw_fd(),
+                (&raw mut handle).cast(),
+                libc::O_PATH | libc::O_CLOEXEC,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call made the descriptor, and no one else has it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// Searches the directories below `directory` for the one with the inode number `id`.
+fn search(directory: &Path, id: u64) -> Option<PathBuf> {
+    if fs::metadata(directory).ok()?.ino() == id {
+        return Some(directory.to_owned());
+    }
+    fs::read_dir(directory)
+        .ok()?
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .find_map(|entry| search(&entry.path(), id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_mounts_and_puts_the_memory_controllers_first() {
+        let mountinfo = "\
+25 1 0:22 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate
+26 1 0:23 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
+27 1 0:24 /docker/a\\040b /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory
+28 1 0:25 / / rw - ext4 /dev/vda rw
+garbage
+";
+        let mount = |hierarchy, point: &str, root: &str| Mount {
+            hierarchy,
+            point: PathBuf::from(point),
+            root: root.to_owned(),
+        };
+        assert_eq!(
+            parse_mounts(mountinfo),
+            [
+                mount(Hierarchy::V1Memory, "/sys/fs/cgroup/memory", "/docker/a b"),
+                mount(Hierarchy::V2, "/sys/fs/cgroup/unified", "/"),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_id_leads_back_to_its_path() {
+        let Some(mount) = mounts().into_iter().next() else { panic!("no cgroups on this host") };
+        let root = Cgroup::find(&mount.point).expect("a root is a cgroup");
+        assert_eq!(root.hierarchy, mount.hierarchy);
+        let mut cgroups = Cgroups::live();
+        assert_eq!(
+            cgroups.path(root.id),
+            Some(format!("{}/", mount.root.trim_end_matches('/')).as_str())
+        );
+        assert_eq!(cgroups.path(u64::MAX), None);
+    }
+
+    #[test]
+    fn refuses_what_is_no_cgroup() {
+        let find = |path: &str| Cgroup::find(Path::new(path));
+        assert!(matches!(find(""), Err(CgroupError::Unknown(_))));
+        assert!(matches!(find("/no/such/cgroup"), Err(CgroupError::Unknown(_))));
+        assert!(matches!(find("/proc"), Err(CgroupError::NotACgroup(_))));
+    }
+
+    #[test]
+    fn a_fixed_set_is_all_there_is() {
+        let mut cgroups = Cgroups::from_paths([(7, "/a".to_owned())]);
+        assert_eq!(
+            (cgroups.path(7).map(str::to_owned), cgroups.path(8)),
+            (Some("/a".to_owned()), None)
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! Which threads to look at. Everything here is checked in the kernel, before anything is sent.
+
+use std::fs;
+
+use nix::unistd::User;
+use thiserror::Error;
+
+use crate::{cgroup::Cgroup, stall::Comm};
+
+/// Which stalls to deliver; a stall must pass all that is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Of one of these processes; of any if empty.
+    pub processes: Vec<u32>,
+    /// Of one of these threads; of any if empty.
+    pub threads: Vec<u32>,
+    /// Of threads with this real user id.
+    pub uid: Option<u32>,
+    /// Of threads whose name contains this text.
+    pub comm: Option<CommText>,
+    /// Of threads in this cgroup or below it.
+    pub cgroup: Option<Cgroup>,
+    /// At least this long, in nanoseconds.
+    pub min_ns: u64,
+}
+
+/// A text to look for in threads' names: 1 to 15 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommText(String);
+
+/// Why something cannot be filtered on.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum FilterError {
+    /// No such process.
+    #[error("no process has PID {0}: `ps -e` lists those that run")]
+    NoProcess(u32),
+    /// A thread, but not the first of its process.
+    #[error(
+        "{tid} is a thread of process {pid}: use `--tid {tid}`, or `--pid {pid}` for the whole process"
+    )]
+    NotAProcess {
+        /// What was taken for a process.
+        tid: u32,
+        /// Its process.
+        pid: u32,
+    },
+    /// No such thread.
+    #[error("no thread has TID {0}: `ps -eL` lists those that run")]
+    NoThread(u32),
+    /// No such user.
+    #[error("no user is called `{0}`: give a name that `getent passwd` lists, or a number")]
+    NoUser(String),
+    /// A name that no thread can have.
+    #[error(
+        "no thread's name can contain `{0}`: give 1 to 15 bytes, as the kernel cuts names to 15"
+    )]
+    BadComm(String),
+}
+
+impl CommText {
+    /// Takes a text that a thread's name can contain.
+    pub fn new(text: &str) -> Result<Self, FilterError> {
+        if text.is_empty() || text.len() >= Comm::LEN || text.contains('\0') {
+            return Err(FilterError::BadComm(text.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The text as two little-endian words, and all bits set where it has a byte.
+    pub(crate) fn words(&self) -> ([u64; 2], [u64; 2]) {
+        let mut text = [0; Comm::LEN];
+        let mut mask = [0; Comm::LEN];
+        text[..self.0.len()].copy_from_slice(self.0.as_bytes());
+        mask[..self.0.len()].fill(0xff);
+        (words(text), words(mask))
+    }
+}
+
+fn words(bytes: [u8; Comm::LEN]) -> [u64; 2] {
+    let words: [u64; 2] = zerocopy::transmute!(bytes);
+    words.map(u64::from_le)
+}
+
+/// Makes sure that process `pid` runs, so that a mistyped number does not wait for ever.
+pub fn check_process(pid: u32) -> Result<(), FilterError> {
+    match process_of(pid) {
+        None => Err(FilterError::NoProcess(pid)),
+        Some(process) if process != pid => Err(FilterError::NotAProcess { tid: pid, pid: process }),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Makes sure that thread `tid` runs.
+pub fn check_thread(tid: u32) -> Result<(), FilterError> {
+    process_of(tid).map(|_| ()).ok_or(FilterError::NoThread(tid))
+}
+
+/// The user id that `user` stands for, a number or a name.
+pub fn find_user(user: &str) -> Result<u32, FilterError> {
+    if let Ok(uid) = user.parse() {
+        return Ok(uid);
+    }
+    let found = User::from_name(user).ok().flatten();
+    found.map(|user| user.uid.as_raw()).ok_or_else(|| FilterError::NoUser(user.to_owned()))
+}
+
+/// The process of thread `tid`.
+fn process_of(tid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_has_1_to_15_bytes() {
+        for bad in ["", "sixteen bytes 16", "a\0b"] {
+            assert_eq!(CommText::new(bad), Err(FilterError::BadComm(bad.to_owned())));
+        }
+        let (text, mask) = CommText::new("abcdefghi").expect("nine bytes").words();
+        assert_eq!(text, [u64::from_le_bytes(*b"abcdefgh"), u64::from(b'i')]);
+        assert_eq!(mask, [u64::MAX, 0xff]);
+    }
+
+    #[test]
+    fn tells_threads_from_processes() {
+        let pid = std::process::id();
+        assert_eq!(check_process(pid), Ok(()));
+        assert_eq!(check_process(u32::MAX), Err(FilterError::NoProcess(u32::MAX)));
+        assert_eq!(check_thread(u32::MAX), Err(FilterError::NoThread(u32::MAX)));
+        let tid = rustix::thread::gettid().as_raw_pid().cast_unsigned();
+        assert_ne!(tid, pid, "the test harness runs tests in threads");
+        assert_eq!(check_process(tid), Err(FilterError::NotAProcess { tid, pid }));
+        assert_eq!(check_thread(tid), Ok(()));
+    }
+
+    #[test]
+    fn finds_users_by_number_and_name() {
+        assert_eq!(find_user("0"), Ok(0));
+        assert_eq!(find_user("root"), Ok(0));
+        let nobody = "no such user";
+        assert_eq!(find_user(nobody), Err(FilterError::NoUser(nobody.to_owned())));
+    }
+}

@@ -1,0 +1,450 @@
+//! Look-ups in the kernel's own type information (BTF): where a member lies, what an enumerator is
+//! worth, which types a tracepoint's arguments have.
+//!
+//! Reads the format in place, as start-up must be quick and small on a host short of memory:
+//! libraries that build all 100,000 types of a kernel take 60 MiB and 0.2 s for it.
+//! Format: Documentation/bpf/btf.rst in the kernel.
+
+use std::fmt;
+
+const MAGIC: u16 = 0xeb9f;
+/// Longest chain of typedefs and qualifiers, or depth of anonymous nesting, that is followed.
+const MAX_DEPTH: usize = 32;
+
+/// What is wrong with a BTF blob.
+#[derive(Debug, PartialEq, Eq)]
+pub enum BtfError {
+    /// It does not start with a BTF header of this machine's byte order.
+    Header,
+    /// A section or a type reaches beyond the end.
+    Truncated,
+    /// A type of a kind that this reader does not know, so that what follows cannot be found.
+    UnknownKind(u32),
+}
+
+impl fmt::Display for BtfError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header => f.write_str("no BTF header"),
+            Self::Truncated => f.write_str("truncated"),
+            Self::UnknownKind(kind) => write!(f, "unknown type kind {kind}"),
+        }
+    }
+}
+
+impl std::error::Error for BtfError {}
+
+/// Kinds of types that are looked for or have to be skipped with the right length.
+mod kind {
+    pub const INT: u32 = 1;
+    pub const PTR: u32 = 2;
+    pub const ARRAY: u32 = 3;
+    pub const STRUCT: u32 = 4;
+    pub const UNION: u32 = 5;
+    pub const ENUM: u32 = 6;
+    pub const FWD: u32 = 7;
+    pub const TYPEDEF: u32 = 8;
+    pub const VOLATILE: u32 = 9;
+    pub const CONST: u32 = 10;
+    pub const RESTRICT: u32 = 11;
+    pub const FUNC: u32 = 12;
+    pub const FUNC_PROTO: u32 = 13;
+    pub const VAR: u32 = 14;
+    pub const DATASEC: u32 = 15;
+    pub const FLOAT: u32 = 16;
+    pub const DECL_TAG: u32 = 17;
+    pub const TYPE_TAG: u32 = 18;
+    pub const ENUM64: u32 = 19;
+}
+
+/// Where a member lies in its structure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Distance from the start of the structure, in bits.
+    pub bit_offset: u32,
+    /// Width in bits where the member is a bit-field, otherwise 0.
+    pub bits: u32,
+    type_id: u32,
+}
+
+impl Member {
+    /// Distance from the start of the structure, in bytes (rounded down for a bit-field).
+    #[must_use]
+    pub fn offset(&self) -> u32 {
+        self.bit_offset / 8
+    }
+}
+
+/// Type of a tracepoint's argument, as far as memtrace tells types apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ArgType {
+    /// A type's own name: `int`, `gfp_t`, `long unsigned int`, `bool`.
+    Named(String),
+    /// A pointer to the structure of this name.
+    Pointer(String),
+    /// Anything else.
+    Other,
+}
+
+/// A parsed BTF blob.
+#[derive(Debug)]
+pub struct Btf<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+    /// Where each type starts in `types`; ids count from 1.
+    starts: Vec<u32>,
+}
+
+/// The three words that every type starts with.
+#[derive(Clone, Copy)]
+struct Header {
+    name: u32,
+    info: u32,
+    /// Size or type id, by kind.
+    size_or_type: u32,
+    /// Where what follows them starts in the section of types.
+    tail: usize,
+}
+
+impl Header {
+    fn kind(self) -> u32 {
+        (self.info >> 24) & 0x1f
+    }
+
+    fn len(self) -> usize {
+        (self.info & 0xffff) as usize
+    }
+
+    fn has_bit_fields(self) -> bool {
+        self.info >> 31 == 1
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+impl<'a> Btf<'a> {
+    /// Finds the types in `blob`, the content of `/sys/kernel/btf/vmlinux`.
+    pub fn parse(blob: &'a [u8]) -> Result<Self, BtfError> {
+        let magic = blob.get(..2).ok_or(BtfError::Header)?;
+        if magic != MAGIC.to_ne_bytes() {
+            return Err(BtfError::Header);
+        }
+        let field = |at| word(blob, at).map(|word| word as usize).ok_or(BtfError::Header);
+        let header_len = field(4)?;
+        let section = |offset: usize, len: usize| {
+            let start = header_len.checked_add(offset)?;
+            blob.get(start..start.checked_add(len)?)
+        };
+        let types = section(field(8)?, field(12)?).ok_or(BtfError::Truncated)?;
+        let strings = section(field(16)?, field(20)?).ok_or(BtfError::Truncated)?;
+
+        let mut btf = Self { types, strings, starts: Vec::with_capacity(types.len() / 32) };
+        let mut at = 0;
+        while at < types.len() {
+            let start = u32::try_from(at).map_err(|_| BtfError::Truncated)?;
+            let header = btf.header_at(at).ok_or(BtfError::Truncated)?;
+            btf.starts.push(start);
+            at = header.tail + tail_len(header)?;
+        }
+        if at > types.len() {
+            return Err(BtfError::Truncated);
+        }
+        Ok(btf)
+    }
+
+    /// Whether a structure of this name is there.
+    #[must_use]
+    pub fn has_struct(&self, name: &str) -> bool {
+        self.find(name, kind::STRUCT).is_some()
+    }
+
+    /// Size in bytes of the structure `name`.
+    #[must_use]
+    pub fn size_of(&self, name: &str) -> Option<u32> {
+        self.find(name, kind::STRUCT).map(|header| header.size_or_type)
+    }
+
+    /// Finds a member by its path below the structure `name`, for example `self.parent`; members
+    /// of anonymous structures and unions are found as in C.
+    #[must_use]
+    pub fn member(&self, name: &str, path: &str) -> Option<Member> {
+        let mut header = self.find(name, kind::STRUCT)?;
+        let mut bit_offset = 0;
+        let mut found = None;
+        for part in path.split('.') {
+            if let Some(Member { type_id, .. }) = found {
+                header = self.stripped(type_id)?;
+            }
+            let member = self.member_of(header, part, 0)?;
+            bit_offset += member.bit_offset;
+            found = Some(member);
+        }
+        found.map(|member| Member { bit_offset, ..member })
+    }
+
+    /// Size in bytes of a member's type.
+    #[must_use]
+    pub fn size_of_member(&self, member: Member) -> Option<u32> {
+        let header = self.stripped(member.type_id)?;
+        match header.kind() {
+            kind::PTR => Some(8),
+            kind::INT | kind::ENUM | kind::ENUM64 | kind::STRUCT | kind::UNION => {
+                Some(header.size_or_type)
+            }
+            _ => None,
+        }
+    }
+
+    /// Number of elements of a member that is an array.
+    #[must_use]
+    pub fn array_len(&self, member: Member) -> Option<u32> {
+        let header = self.stripped(member.type_id)?;
+        (header.kind() == kind::ARRAY).then(|| word(self.types, header.tail + 8))?
+    }
+
+    /// The value of `enumerator` in the enumeration `name`.
+    #[must_use]
+    pub fn enumerator(&self, name: &str, enumerator: &str) -> Option<u32> {
+        self.enumerators(name)
+            .find(|(candidate, _)| *candidate == enumerator)
+            .map(|(_, value)| value)
+    }
+
+    /// All names and values of the enumeration `name`.
+    pub fn enumerators(&self, name: &str) -> impl Iterator<Item = (&'a str, u32)> {
+        self.find(name, kind::ENUM).into_iter().flat_map(|header| self.enumerators_of(header))
+    }
+
+    /// All names and values of the anonymous enumeration that has an enumerator called `member`.
+    pub fn enumerators_beside(&self, member: &str) -> impl Iterator<Item = (&'a str, u32)> {
+        self.headers()
+            .filter(|header| header.kind() == kind::ENUM && header.name == 0)
+            .find(|header| self.enumerators_of(*header).any(|(name, _)| name == member))
+            .into_iter()
+            .flat_map(|header| self.enumerators_of(header))
+    }
+
+    /// Types of the arguments of the raw tracepoint `event`, or nothing where the kernel does not
+    /// have it. They come from the typedef `btf_trace_<event>`, a pointer to a function whose first
+    /// argument is the tracepoint's private data and left out here.
+    #[must_use]
+    pub fn tracepoint_args(&self, event: &str) -> Option<Vec<ArgType>> {
+        let typedef = self.find(&format!("btf_trace_{event}"), kind::TYPEDEF)?;
+        let pointer = self.stripped(typedef.size_or_type)?;
+        let proto = self.stripped(pointer.size_or_type)?;
+        if pointer.kind() != kind::PTR || proto.kind() != kind::FUNC_PROTO {
+            return None;
+        }
+        (1..proto.len())
+            .map(|n| word(self.types, proto.tail + n * 8 + 4).map(|type_id| self.arg_type(type_id)))
+            .collect()
+    }
+
+    fn arg_type(&self, type_id: u32) -> ArgType {
+        let Some(header) = self.header(type_id) else { return ArgType::Other };
+        let named = |header: Header| self.name(header.name).map(str::to_owned);
+        match header.kind() {
+            kind::PTR => self
+                .stripped(header.size_or_type)
+                .and_then(named)
+                .map_or(ArgType::Other, ArgType::Pointer),
+            kind::CONST | kind::VOLATILE | kind::TYPE_TAG => self.arg_type(header.size_or_type),
+            _ => named(header).map_or(ArgType::Other, ArgType::Named),
+        }
+    }
+
+    fn member_of(&self, parent: Header, name: &str, depth: usize) -> Option<Member> {
+        if !matches!(parent.kind(), kind::STRUCT | kind::UNION) || depth > MAX_DEPTH {
+            return None;
+        }
+        (0..parent.len()).find_map(|n| {
+            let at = parent.tail + n * 12;
+            let (name_offset, type_id, place) =
+                (word(self.types, at)?, word(self.types, at + 4)?, word(self.types, at + 8)?);
+            let (bit_offset, bits) = if parent.has_bit_fields() {
+                (place & 0x00ff_ffff, place >> 24)
+            } else {
+                (place, 0)
+            };
+            if name_offset == 0 {
+                let inner = self.member_of(self.stripped(type_id)?, name, depth + 1)?;
+                return Some(Member { bit_offset: bit_offset + inner.bit_offset, ..inner });
+            }
+            (self.name(name_offset)? == name).then_some(Member { bit_offset, bits, type_id })
+        })
+    }
+
+    fn enumerators_of(&self, header: Header) -> impl Iterator<Item = (&'a str, u32)> {
+        let types = self.types;
+        let strings = self.strings;
+        (0..header.len()).filter_map(move |n| {
+            let at = header.tail + n * 8;
+            Some((string(strings, word(types, at)?)?, word(types, at + 4)?))
+        })
+    }
+
+    /// The type behind typedefs and qualifiers.
+    fn stripped(&self, mut type_id: u32) -> Option<Header> {
+        for _ in 0..MAX_DEPTH {
+            let header = self.header(type_id)?;
+            match header.kind() {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    type_id = header.size_or_type;
+                }
+                _ => return Some(header),
+            }
+        }
+        None
+    }
+
+    fn find(&self, name: &str, kind: u32) -> Option<Header> {
+        // The kernel's table of strings has each string once, so that types can be compared by
+        // the place of their name.
+        let needle = [b"\0", name.as_bytes(), b"\0"].concat();
+        let place = u32::try_from(memchr::memmem::find(self.strings, &needle)? + 1).ok()?;
+        self.headers().find(|header| header.name == place && header.kind() == kind)
+    }
+
+    fn headers(&self) -> impl Iterator<Item = Header> {
+        self.starts.iter().filter_map(|&start| self.header_at(start as usize))
+    }
+
+    fn header(&self, type_id: u32) -> Option<Header> {
+        let start = *self.starts.get(type_id.checked_sub(1)? as usize)?;
+        self.header_at(start as usize)
+    }
+
+    fn header_at(&self, at: usize) -> Option<Header> {
+        Some(Header {
+            name: word(self.types, at)?,
+            info: word(self.types, at + 4)?,
+            size_or_type: word(self.types, at + 8)?,
+            tail: at + 12,
+        })
+    }
+
+    fn name(&self, offset: u32) -> Option<&'a str> {
+        string(self.strings, offset)
+    }
+}
+
+fn string(strings: &[u8], offset: u32) -> Option<&str> {
+    let rest = strings.get(offset as usize..)?;
+    let end = memchr::memchr(0, rest)?;
+    std::str::from_utf8(&rest[..end]).ok()
+}
+
+/// Length of what follows a type's first three words.
+fn tail_len(header: Header) -> Result<usize, BtfError> {
+    Ok(match header.kind() {
+        kind::PTR
+        | kind::FWD
+        | kind::TYPEDEF
+        | kind::VOLATILE
+        | kind::CONST
+        | kind::RESTRICT
+        | kind::FUNC
+        | kind::FLOAT
+        | kind::TYPE_TAG => 0,
+        kind::INT | kind::VAR | kind::DECL_TAG => 4,
+        kind::ARRAY => 12,
+        kind::ENUM | kind::FUNC_PROTO => 8 * header.len(),
+        kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * header.len(),
+        other => return Err(BtfError::UnknownKind(other)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::btf_builder::Builder, *};
+
+    #[test]
+    fn finds_members_through_anonymous_ones_and_by_path() {
+        let mut builder = Builder::default();
+        let int = builder.int("int", 4);
+        let inner = builder.structure("inner", 8, &[("a", int, 0), ("b", int, 32)]);
+        let anonymous = builder.structure("", 12, &[("x", int, 0), ("y", inner, 32)]);
+        let alias = builder.typedef("inner_t", inner);
+        builder.structure("outer", 24, &[("first", alias, 0), ("", anonymous, 96)]);
+        let blob = builder.blob();
+        let btf = Btf::parse(&blob).expect("well-formed");
+
+        let offset = |path| btf.member("outer", path).map(|member| member.offset());
+        assert_eq!(offset("first"), Some(0));
+        assert_eq!(offset("first.b"), Some(4));
+        assert_eq!(offset("x"), Some(12));
+        assert_eq!(offset("y.b"), Some(20));
+        for absent in ["b", "first.c", "x.a", "", "first."] {
+            assert_eq!(offset(absent), None, "{absent}");
+        }
+        assert_eq!(btf.size_of("outer"), Some(24));
+        assert_eq!(btf.size_of("inner_t"), None, "a typedef is not a structure");
+        assert_eq!(btf.member("no such structure", "a"), None);
+    }
+
+    #[test]
+    fn knows_bit_fields_arrays_and_enumerations() {
+        let mut builder = Builder::default();
+        let int = builder.int("unsigned int", 4);
+        let array = builder.array(int, 11);
+        builder.bit_fields("flags", 8, &[("plain", int, 0, 0), ("bit", int, 33, 1)]);
+        builder.structure("areas", 44, &[("free_area", array, 0)]);
+        builder.enumeration("mode", &[("ASYNC", 0), ("SYNC", 2)]);
+        builder.enumeration("", &[("OTHER", 7)]);
+        let blob = builder.blob();
+        let btf = Btf::parse(&blob).expect("well-formed");
+
+        let bit = btf.member("flags", "bit").expect("a member");
+        assert_eq!((bit.bit_offset, bit.bits, bit.offset()), (33, 1, 4));
+        assert_eq!(btf.member("flags", "plain").map(|member| member.bits), Some(0));
+        let areas = btf.member("areas", "free_area").expect("a member");
+        assert_eq!(btf.array_len(areas), Some(11));
+        assert_eq!(btf.array_len(bit), None);
+        assert_eq!(btf.enumerator("mode", "SYNC"), Some(2));
+        assert_eq!(btf.enumerator("mode", "OTHER"), None);
+        assert_eq!(btf.enumerators_beside("OTHER").collect::<Vec<_>>(), [("OTHER", 7)]);
+    }
+
+    #[test]
+    fn survives_every_cut() {
+        let mut builder = Builder::default();
+        let int = builder.int("int", 4);
+        let array = builder.array(int, 3);
+        builder.structure("s", 12, &[("a", array, 0)]);
+        builder.enumeration("e", &[("A", 1)]);
+        let blob = builder.blob();
+        assert!(Btf::parse(&blob).is_ok());
+        for len in 0..blob.len() {
+            assert!(Btf::parse(&blob[..len]).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn survives_types_that_lead_nowhere_and_in_circles() {
+        let mut builder = Builder::default();
+        let circle = builder.next_id();
+        builder.typedef("circle", circle);
+        let pointer = builder.pointer(999);
+        builder.structure("s", 8, &[("round", circle, 0), ("lost", 999, 0), ("far", pointer, 0)]);
+        let blob = builder.blob();
+        let btf = Btf::parse(&blob).expect("well-formed");
+        assert_eq!(btf.member("s", "round.x"), None);
+        assert_eq!(btf.member("s", "lost.x"), None);
+        assert_eq!(btf.member("s", "far.x"), None);
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_know() {
+        assert_eq!(Btf::parse(b"").err(), Some(BtfError::Header));
+        assert_eq!(
+            Btf::parse(b"not BTF at all, but long enough for a header").err(),
+            Some(BtfError::Header)
+        );
+        let mut builder = Builder::default();
+        builder.raw_kind(31);
+        assert_eq!(Btf::parse(&builder.blob()).err(), Some(BtfError::UnknownKind(31)));
+    }
+}

@@ -1,0 +1,230 @@
+//! Finds in a kernel's BTF what the probes need to know: offsets of members and positions of
+//! arguments, by name and type and never by the kernel's version.
+
+use memtrace_common::layout::{ABSENT, CompactionArgs, KernelLayout, ReclaimArgs};
+
+use super::btf::{ArgType, Btf};
+
+/// The begin tracepoints of reclaim, by [`memtrace_common::record::mechanism`].
+pub const RECLAIM_BEGIN: [&str; 4] = [
+    "mm_vmscan_direct_reclaim_begin",
+    "mm_vmscan_memcg_reclaim_begin",
+    "mm_vmscan_memcg_softlimit_reclaim_begin",
+    "mm_vmscan_node_reclaim_begin",
+];
+
+/// The layout of the kernel that `btf` describes, on a host whose NUMA nodes `memory_nodes` have
+/// memory; nothing is summed up over nodes where one has a number above 63.
+#[must_use]
+pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
+    let offset = |name, path| btf.member(name, path).map_or(ABSENT, |member| member.offset());
+    let element = |base: u32, index: Option<u32>, size: u32| match index {
+        Some(index) if base != ABSENT => base + index * size,
+        _ => ABSENT,
+    };
+    let memory_id = btf.enumerator("cgroup_subsys_id", "memory_cgrp_id");
+    let proactive = btf.member("scan_control", "proactive").filter(|member| member.bits == 1);
+    let free_area = btf.member("zone", "free_area");
+    let node_zones = btf.member("pglist_data", "node_zones");
+    let isolate = btf.tracepoint_args("mm_vmscan_lru_isolate").unwrap_or_default();
+
+    KernelLayout {
+        reclaim_args: RECLAIM_BEGIN.map(|event| reclaim_args(btf, event)),
+        compaction_args: compaction_args(btf),
+        isolate_scanned_arg: position(&isolate, &[UNSIGNED_LONG], 1),
+        isolate_lru_arg: last_position(&isolate, "int"),
+
+        task_reclaim_state: offset("task_struct", "reclaim_state"),
+        task_cgroups: offset("task_struct", "cgroups"),
+        css_set_memory: element(offset("css_set", "subsys"), memory_id, WORD),
+        css_set_dfl_cgrp: offset("css_set", "dfl_cgrp"),
+        css_cgroup: offset("cgroup_subsys_state", "cgroup"),
+        css_ss: offset("cgroup_subsys_state", "ss"),
+        cgroup_subsys_root: offset("cgroup_subsys", "root"),
+        cgroup_root_memory: element(offset("cgroup_root", "cgrp.subsys"), memory_id, WORD),
+        cgroup_kn: offset("cgroup", "kn"),
+        cgroup_self: offset("cgroup", "self"),
+        cgroup_self_parent: offset("cgroup", "self.parent"),
+        kernfs_node_id: offset("kernfs_node", "id"),
+        mem_cgroup_css: offset("mem_cgroup", "css"),
+
+        scan_control_reclaim_state: offset("scan_control", "reclaim_state"),
+        scan_control_priority: offset("scan_control", "priority"),
+        scan_control_nr_scanned: offset("scan_control", "nr_scanned"),
+        scan_control_nr_reclaimed: offset("scan_control", "nr_reclaimed"),
+        scan_control_target: offset("scan_control", "target_mem_cgroup"),
+        scan_control_proactive: proactive.map_or(ABSENT, |member| member.offset()),
+        scan_control_proactive_mask: proactive.map_or(0, |member| 1 << (member.bit_offset % 8)),
+
+        compact_control_zone: offset("compact_control", "zone"),
+        compact_control_order: offset("compact_control", "order"),
+        compact_control_gfp: offset("compact_control", "gfp_mask"),
+        compact_control_mode: offset("compact_control", "mode"),
+        compact_control_direct: offset("compact_control", "direct_compaction"),
+        compact_control_proactive: offset("compact_control", "proactive_compaction"),
+        compact_control_migrate_scanned: offset("compact_control", "total_migrate_scanned"),
+        compact_control_free_scanned: offset("compact_control", "total_free_scanned"),
+
+        zone_pgdat: offset("zone", "zone_pgdat"),
+        zone_name: offset("zone", "name"),
+        zone_watermark: offset("zone", "_watermark"),
+        zone_watermark_boost: offset("zone", "watermark_boost"),
+        zone_free: element(
+            offset("zone", "vm_stat"),
+            btf.enumerator("zone_stat_item", "NR_FREE_PAGES"),
+            WORD,
+        ),
+        zone_nr_free: match (free_area, btf.member("free_area", "nr_free")) {
+            (Some(areas), Some(nr_free)) => areas.offset() + nr_free.offset(),
+            _ => ABSENT,
+        },
+        free_area_size: btf.size_of("free_area").unwrap_or(ABSENT),
+        free_area_len: free_area.and_then(|member| btf.array_len(member)).unwrap_or(0),
+        pgdat_node_id: offset("pglist_data", "node_id"),
+        pgdat_kcompactd: offset("pglist_data", "kcompactd"),
+        pgdat_node_zones: offset("pglist_data", "node_zones"),
+        pgdat_zones: node_zones.and_then(|member| btf.array_len(member)).unwrap_or(0),
+        zone_size: btf.size_of("zone").unwrap_or(ABSENT),
+        mem_cgroup_nodeinfo: match node_mask(memory_nodes) {
+            Some(_) => offset("mem_cgroup", "nodeinfo"),
+            None => ABSENT,
+        },
+        memcg_node_pgdat: offset("mem_cgroup_per_node", "lruvec.pgdat"),
+        memory_nodes: node_mask(memory_nodes).unwrap_or_default(),
+
+        migrate_async: btf.enumerator("migrate_mode", "MIGRATE_ASYNC").unwrap_or(0),
+        migrate_sync_light: btf.enumerator("migrate_mode", "MIGRATE_SYNC_LIGHT").unwrap_or(1),
+        migrate_sync: btf.enumerator("migrate_mode", "MIGRATE_SYNC").unwrap_or(2),
+    }
+}
+
+/// Size of a pointer and of an `unsigned long`.
+const WORD: u32 = 8;
+const UNSIGNED_LONG: &str = "long unsigned int";
+
+fn node_mask(nodes: &[u32]) -> Option<[u32; 2]> {
+    let mut mask = [0; 2];
+    for node in nodes {
+        *mask.get_mut((node / 32) as usize)? |= 1 << (node % 32);
+    }
+    Some(mask)
+}
+
+/// Position of the `nth` argument of one of the types called `names`.
+fn position(args: &[ArgType], names: &[&str], nth: usize) -> u32 {
+    let mut matching = args
+        .iter()
+        .enumerate()
+        .filter(|(_, arg)| matches!(arg, ArgType::Named(name) if names.contains(&name.as_str())));
+    matching.nth(nth).map_or(ABSENT, |(position, _)| number(position))
+}
+
+fn number(position: usize) -> u32 {
+    u32::try_from(position).unwrap_or(ABSENT)
+}
+
+fn last_position(args: &[ArgType], name: &str) -> u32 {
+    let is_name = |arg: &ArgType| matches!(arg, ArgType::Named(candidate) if candidate == name);
+    args.iter().rposition(is_name).map_or(ABSENT, number)
+}
+
+fn pointer_position(args: &[ArgType], name: &str) -> u32 {
+    let is_pointer = |arg: &ArgType| matches!(arg, ArgType::Pointer(target) if target == name);
+    args.iter().position(is_pointer).map_or(ABSENT, number)
+}
+
+/// `order` is the last `int`, as node reclaim's `nid` goes before it; a second one makes the first
+/// the node.
+fn reclaim_args(btf: &Btf<'_>, event: &str) -> ReclaimArgs {
+    let args = btf.tracepoint_args(event).unwrap_or_default();
+    let order = last_position(&args, "int");
+    let first_int = position(&args, &["int"], 0);
+    ReclaimArgs {
+        order,
+        gfp: position(&args, &["gfp_t"], 0),
+        node: if first_int == order { ABSENT } else { first_int },
+        memcg: pointer_position(&args, "mem_cgroup"),
+    }
+}
+
+fn compaction_args(btf: &Btf<'_>) -> CompactionArgs {
+    let begin = btf.tracepoint_args("mm_compaction_begin").unwrap_or_default();
+    let end = btf.tracepoint_args("mm_compaction_end").unwrap_or_default();
+    CompactionArgs {
+        begin_cc: pointer_position(&begin, "compact_control"),
+        begin_sync: position(&begin, &["bool", "_Bool"], 0),
+        end_cc: pointer_position(&end, "compact_control"),
+        end_status: last_position(&end, "int"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::btf_builder::Builder, *};
+
+    fn args(order: u32, gfp: u32, node: u32, memcg: u32) -> ReclaimArgs {
+        ReclaimArgs { order, gfp, node, memcg }
+    }
+
+    #[test]
+    fn finds_arguments_wherever_they_stand() {
+        let mut builder = Builder::default();
+        let int = builder.int("int", 4);
+        let unsigned = builder.int("unsigned int", 4);
+        let gfp = builder.typedef("gfp_t", unsigned);
+        let memcg = builder.structure("mem_cgroup", 8, &[]);
+        let memcg = builder.pointer(memcg);
+        // As in 5.10 to 7.0, and as in 7.1.
+        builder.tracepoint(RECLAIM_BEGIN[0], &[int, gfp]);
+        builder.tracepoint(RECLAIM_BEGIN[1], &[gfp, int, memcg]);
+        builder.tracepoint(RECLAIM_BEGIN[3], &[int, int, gfp]);
+        let blob = builder.blob();
+        let layout = find(&Btf::parse(&blob).expect("well-formed"), &[0]);
+        assert_eq!(layout.reclaim_args[0], args(0, 1, ABSENT, ABSENT));
+        assert_eq!(layout.reclaim_args[1], args(1, 0, ABSENT, 2));
+        assert_eq!(layout.reclaim_args[2], args(ABSENT, ABSENT, ABSENT, ABSENT));
+        assert_eq!(layout.reclaim_args[3], args(1, 2, 0, ABSENT));
+    }
+
+    #[test]
+    fn finds_compaction_by_both_shapes() {
+        let mut builder = Builder::default();
+        let int = builder.int("int", 4);
+        let long = builder.int("long unsigned int", 8);
+        let bool = builder.int("_Bool", 1);
+        let bool = builder.typedef("bool", bool);
+        let control = builder.structure("compact_control", 8, &[]);
+        let control = builder.pointer(control);
+        let mut old = builder.clone();
+        old.tracepoint("mm_compaction_begin", &[long, long, long, long, bool]);
+        old.tracepoint("mm_compaction_end", &[long, long, long, long, bool, int]);
+        builder.tracepoint("mm_compaction_begin", &[control, long, long, bool]);
+        builder.tracepoint("mm_compaction_end", &[control, long, long, bool, int]);
+        let shape = |builder: &Builder| {
+            let blob = builder.blob();
+            find(&Btf::parse(&blob).expect("well-formed"), &[0]).compaction_args
+        };
+        let expected = CompactionArgs { begin_cc: 0, begin_sync: 3, end_cc: 0, end_status: 4 };
+        assert_eq!(shape(&builder), expected);
+        let expected =
+            CompactionArgs { begin_cc: ABSENT, begin_sync: 4, end_cc: ABSENT, end_status: 5 };
+        assert_eq!(shape(&old), expected);
+    }
+
+    #[test]
+    fn a_kernel_without_anything_has_nothing() {
+        let blob = Builder::default().blob();
+        let layout = find(&Btf::parse(&blob).expect("well-formed"), &[0]);
+        assert_eq!(layout.task_cgroups, ABSENT);
+        assert_eq!(layout.css_set_memory, ABSENT);
+        assert_eq!(layout.zone_free, ABSENT);
+        assert_eq!(layout.scan_control_proactive, ABSENT);
+        assert_eq!(layout.reclaim_args, [args(ABSENT, ABSENT, ABSENT, ABSENT); 4]);
+    }
+
+    #[test]
+    fn sums_no_nodes_up_where_one_has_no_bit() {
+        assert_eq!(node_mask(&[0, 1, 33]), Some([0b11, 0b10]));
+        assert_eq!(node_mask(&[0, 64]), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! What the running kernel tells about itself: its types, its symbols, its names for flags, and
+//! what it allows.
+
+use std::{fs, io};
+
+use memtrace_common::layout::KernelLayout;
+use thiserror::Error;
+
+use crate::names::{EnumNames, GfpNames};
+use btf::{Btf, BtfError};
+
+pub mod btf;
+#[cfg(test)]
+mod btf_builder;
+pub mod gfp;
+pub mod layout;
+pub mod preflight;
+pub mod tracefs;
+
+/// Where the kernel offers its own type information.
+pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// Facts about the running kernel.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Where it keeps what the probes read.
+    pub layout: KernelLayout,
+    /// Names of allocation flags.
+    pub gfp: GfpNames,
+    /// Names of `enum migrate_mode`, without prefix and in small letters.
+    pub modes: EnumNames,
+    /// Names of `enum compact_result`, without prefix and in small letters.
+    pub statuses: EnumNames,
+    /// Address of the counter of free pages where the layout shows no other way to it.
+    pub free_pages_address: Option<u64>,
+    tracepoints: Vec<&'static str>,
+}
+
+/// Why the running kernel could not be read.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// No BTF, or no permission to read it.
+    #[error("cannot read the kernel's type information `{BTF_PATH}`: {0}; memtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, as Debian 11, RHEL 8.2, Ubuntu 20.10 and later have")]
+    NoBtf(#[source] io::Error),
+    /// BTF that makes no sense.
+    #[error("cannot use the kernel's type information `{BTF_PATH}`: {0}; please report this with the output of `uname -r`")]
+    BadBtf(#[from] BtfError),
+}
+
+impl Kernel {
+    /// Reads the facts about the running kernel, and which of `tracepoints` it has.
+    pub fn running(tracepoints: &[&'static str]) -> Result<Self, KernelError> {
+        let blob = fs::read(BTF_PATH).map_err(KernelError::NoBtf)?;
+        let btf = Btf::parse(&blob)?;
+        let layout = layout::find(&btf, &memory_nodes());
+        let has = |tracepoint: &&&'static str| btf.tracepoint_args(tracepoint).is_some();
+        Ok(Self {
+            gfp: gfp_names(&btf),
+            modes: enum_names(&btf, "migrate_mode", "MIGRATE_"),
+            statuses: enum_names(&btf, "compact_result", "COMPACT_"),
+            free_pages_address: free_pages_address(&layout),
+            tracepoints: tracepoints.iter().filter(has).copied().collect(),
+            layout,
+        })
+    }
+
+    /// Whether the kernel has this tracepoint, one of those asked for at the start.
+    #[must_use]
+    pub fn has_tracepoint(&self, name: &str) -> bool {
+        self.tracepoints.contains(&name)
+    }
+}
+
+fn gfp_names(btf: &Btf<'_>) -> GfpNames {
+    let names = tracefs::event_format(gfp::EVENT).map(|format| gfp::from_format(&format));
+    match names {
+        Ok(names) if !names.0.is_empty() => names,
+        _ => gfp::from_btf(btf),
+    }
+}
+
+fn enum_names(btf: &Btf<'_>, enumeration: &str, prefix: &str) -> EnumNames {
+    let names = btf.enumerators(enumeration).map(|(name, value)| {
+        (value, name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase())
+    });
+    EnumNames(names.collect())
+}
+
+/// NUMA nodes that have memory.
+fn memory_nodes() -> Vec<u32> {
+    let list = fs::read_to_string("/sys/devices/system/node/has_memory");
+    list.map_or_else(|_| vec![0], |list| parse_list(&list))
+}
+
+/// Reads the kernel's form of a list of numbers: `0-3,7`.
+fn parse_list(list: &str) -> Vec<u32> {
+    let ranges = list.trim().split(',').filter_map(|range| {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        Some(from.parse().ok()?..=to.parse().ok()?)
+    });
+    ranges.flatten().collect()
+}
+
+/// Address of `vm_zone_stat[NR_FREE_PAGES]` from kallsyms, which takes long to read, and so only
+/// where the zones cannot be summed up.
+fn free_pages_address(layout: &KernelLayout) -> Option<u64> {
+    use memtrace_common::layout::ABSENT;
+    let by_zones = [layout.mem_cgroup_nodeinfo, layout.memcg_node_pgdat, layout.zone_free];
+    if !by_zones.contains(&ABSENT) {
+        return None;
+    }
+    let symbols = fs::read_to_string("/proc/kallsyms").ok()?;
+    let line = symbols.lines().find(|line| line.ends_with(" vm_zone_stat"))?;
+    let address = u64::from_str_radix(line.split(' ').next()?, 16).ok()?;
+    (address != 0).then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_lists_of_nodes() {
+        assert_eq!(parse_list("0\n"), [0]);
+        assert_eq!(parse_list("0-2,5\n"), [0, 1, 2, 5]);
+        assert_eq!(parse_list("\n"), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn knows_the_kernel_that_runs() {
+        let kernel = Kernel::running(&["mm_vmscan_direct_reclaim_begin", "no_such_tracepoint"])
+            .expect("a kernel with BTF");
+        assert!(kernel.has_tracepoint("mm_vmscan_direct_reclaim_begin"));
+        assert!(!kernel.has_tracepoint("no_such_tracepoint"));
+        assert_eq!(kernel.modes.name(0), "async");
+        assert_eq!(kernel.statuses.name(5), "complete");
+        assert_eq!(kernel.statuses.name(99), "99");
+    }
+}

@@ -1,0 +1,17 @@
+//! memtrace names the threads that a Linux host holds up in memory management, for how long, by
+//! what and why.
+//!
+//! A source ([`live`]) makes [`stall::Stall`]s, [`names::Names`] puts their numbers into words,
+//! and a [`view`] shows them.
+
+pub mod cgroup;
+pub mod clock;
+pub mod decode;
+pub mod filter;
+pub mod histogram;
+pub mod kernel;
+pub mod live;
+pub mod names;
+pub mod stall;
+pub mod symbols;
+pub mod view;

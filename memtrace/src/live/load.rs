@@ -1,0 +1,196 @@
+//! Loading the probes: their settings, their maps, and what the verifier says of them.
+
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{HashMap, Map, MapError},
+    programs::{ProgramError, RawTracePoint, raw_trace_point::RawTracePointLink},
+};
+use memtrace_common::{
+    config::{filter, kind, wanted},
+    record::mechanism,
+};
+use zerocopy::IntoBytes as _;
+
+use super::{LiveError, Request, Subject, probes::Probe};
+use crate::{
+    cgroup::Hierarchy,
+    decode,
+    filter::{CommText, Filter},
+    kernel::Kernel,
+    stall::ReclaimKind,
+};
+
+/// Sets what the probes are to do and makes their maps.
+pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError> {
+    let Filter { processes, threads, uid, comm, cgroup, min_ns } = &request.filter;
+    let filters = [
+        (!processes.is_empty(), filter::PID),
+        (!threads.is_empty(), filter::TID),
+        (uid.is_some(), filter::UID),
+        (comm.is_some(), filter::COMM),
+        (cgroup.is_some_and(|cgroup| cgroup.hierarchy == Hierarchy::V2), filter::CGROUP_V2),
+        (cgroup.is_some_and(|cgroup| cgroup.hierarchy == Hierarchy::V1Memory), filter::CGROUP_V1),
+    ];
+    let filters = bits(filters);
+    let wanted = bits([(request.extended, wanted::EXTENDED), (request.stacks, wanted::STACK)]);
+    let (kinds, causes) = match &request.subject {
+        Subject::Reclaim(kinds) => {
+            (kinds.iter().fold(0, |bits, kind| bits | 1 << kind_bit(*kind)), 0)
+        }
+        Subject::Compaction(causes) => {
+            (0, causes.iter().fold(0, |bits, cause| bits | 1 << decode::cause_number(*cause)))
+        }
+    };
+    let (comm_text, comm_mask) = comm.as_ref().map(CommText::words).unwrap_or_default();
+    let uid = uid.unwrap_or_default();
+    let cgroup = cgroup.map_or(0, |cgroup| cgroup.id);
+    let buffer_size = buffer_size(request.buffer_size);
+    let wakeup_bytes = u64::from(buffer_size / 4);
+    let free_pages_address = kernel.free_pages_address.unwrap_or_default();
+    let log_level = if request.log { aya_log::Level::Debug as u8 } else { 0 };
+    let (reclaims, compactions) = match &request.subject {
+        Subject::Reclaim(_) => (request.max_stalled, 1),
+        Subject::Compaction(_) => (1, request.max_stalled),
+    };
+
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("LAYOUT", kernel.layout.as_bytes(), true)
+        .override_global("FILTERS", &filters, true)
+        .override_global("WANTED", &wanted, true)
+        .override_global("KINDS", &kinds, true)
+        .override_global("CAUSES", &causes, true)
+        .override_global("MIN_NS", min_ns, true)
+        .override_global("UID", &uid, true)
+        .override_global("COMM_TEXT", &comm_text, true)
+        .override_global("COMM_MASK", &comm_mask, true)
+        .override_global("CGROUP", &cgroup, true)
+        .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
+        .override_global("FREE_PAGES_ADDRESS", &free_pages_address, true)
+        .override_global(aya_log::LEVEL, &log_level, true)
+        .map_max_entries("STALLS", buffer_size)
+        .map_max_entries("RECLAIMS", reclaims)
+        .map_max_entries("COMPACTIONS", compactions)
+        .map_max_entries("PIDS", map_size(processes))
+        .map_max_entries("TIDS", map_size(threads));
+    loader
+        .load(include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-ebpf")))
+        .map_err(|error| LiveError::Load(Box::new(error)))
+}
+
+/// The ring buffer's size as the kernel takes it: a power of two, and whole pages.
+fn buffer_size(asked: u32) -> u32 {
+    let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+    asked.max(page).checked_next_power_of_two().unwrap_or(1 << 31)
+}
+
+fn bits<const N: usize>(flags: [(bool, u32); N]) -> u32 {
+    flags.into_iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit)
+}
+
+fn kind_bit(kind: ReclaimKind) -> u32 {
+    match kind {
+        ReclaimKind::Direct => mechanism::DIRECT,
+        ReclaimKind::Memcg => mechanism::MEMCG,
+        ReclaimKind::Softlimit => mechanism::SOFTLIMIT,
+        ReclaimKind::Node => mechanism::NODE,
+        ReclaimKind::Proactive => kind::PROACTIVE,
+    }
+}
+
+/// A map cannot be empty.
+fn map_size(keys: &[u32]) -> u32 {
+    u32::try_from(keys.len()).unwrap_or(u32::MAX).max(1)
+}
+
+pub(super) fn fill(ebpf: &mut Ebpf, name: &'static str, keys: &[u32]) -> Result<(), LiveError> {
+    let error = |error| LiveError::Map { map: name, error: Box::new(error) };
+    let map = ebpf.map_mut(name).ok_or_else(|| error(missing_map(name)))?;
+    let mut map = HashMap::<_, u32, u8>::try_from(map).map_err(error)?;
+    keys.iter().try_for_each(|key| map.insert(key, 1, 0).map_err(error))
+}
+
+pub(super) fn take<T>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    convert: impl FnOnce(Map) -> Result<T, MapError>,
+) -> Result<T, LiveError> {
+    let error = |error| LiveError::Map { map: name, error: Box::new(error) };
+    let map = ebpf.take_map(name).ok_or_else(|| error(missing_map(name)))?;
+    convert(map).map_err(error)
+}
+
+fn missing_map(name: &str) -> MapError {
+    MapError::InvalidName { name: name.to_owned() }
+}
+
+/// Has the kernel verify and compile a probe.
+pub(super) fn verify(ebpf: &mut Ebpf, probe: Probe) -> Result<(), LiveError> {
+    raw_tracepoint(ebpf, probe)?.load().map_err(|error| refused(probe, error))
+}
+
+fn raw_tracepoint(ebpf: &mut Ebpf, probe: Probe) -> Result<&mut RawTracePoint, LiveError> {
+    let error = |error| LiveError::Attach {
+        probe: probe.program,
+        tracepoint: probe.tracepoint,
+        error: Box::new(error),
+    };
+    let program = ebpf.program_mut(probe.program).ok_or(ProgramError::NotLoaded).map_err(error)?;
+    program.try_into().map_err(error)
+}
+
+pub(super) fn attach(ebpf: &mut Ebpf, probe: Probe) -> Result<RawTracePointLink, LiveError> {
+    let program = raw_tracepoint(ebpf, probe)?;
+    let link = program.attach(probe.tracepoint).and_then(|id| program.take_link(id));
+    link.map_err(|error| LiveError::Attach {
+        probe: probe.program,
+        tracepoint: probe.tracepoint,
+        error: Box::new(error),
+    })
+}
+
+fn refused(probe: Probe, error: ProgramError) -> LiveError {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return LiveError::Attach {
+            probe: probe.program,
+            tracepoint: probe.tracepoint,
+            error: Box::new(error),
+        };
+    };
+    let log = verifier_log.to_string();
+    LiveError::Refused {
+        probe: probe.program,
+        error: io_error,
+        reason: telling_line(&log).to_owned(),
+        log,
+    }
+}
+
+/// The verifier ends with what it objects to, and after that some statistics.
+fn telling_line(log: &str) -> &str {
+    const STATISTICS: [&str; 4] = ["processed ", "verification time", "stack depth", "max_states"];
+    let is_telling =
+        |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start));
+    log.lines().rev().map(str::trim).find(is_telling).unwrap_or("it gave no reason")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_what_the_verifier_objects_to() {
+        let log = "0: (79) r1 = *(u64 *)(r1 +0)\nR1 invalid mem access 'scalar'\n\
+                   verification time 70 usec\nstack depth 0\nprocessed 2 insns (limit 1000000)\n\n";
+        assert_eq!(telling_line(log), "R1 invalid mem access 'scalar'");
+        assert_eq!(telling_line(""), "it gave no reason");
+    }
+
+    #[test]
+    fn a_buffer_is_a_power_of_two_of_pages() {
+        assert_eq!(buffer_size(1), u32::try_from(rustix::param::page_size()).expect("small"));
+        assert_eq!(buffer_size(4 << 20), 4 << 20);
+        assert_eq!(buffer_size((4 << 20) + 1), 8 << 20);
+        assert_eq!(buffer_size(u32::MAX), 1 << 31);
+    }
+}

@@ -1,0 +1,267 @@
+//! The running kernel as a source of stalls: loads and attaches the probes, and takes what they
+//! deliver.
+
+mod load;
+mod probes;
+
+pub use probes::tracepoints;
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+};
+
+use aya::{
+    Ebpf, EbpfError,
+    maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{ProgramError, raw_trace_point::RawTracePointLink},
+};
+use aya_log::EbpfLogger;
+use memtrace_common::counter;
+use thiserror::Error;
+
+use probes::Plan;
+
+use crate::{
+    cgroup::Cgroups,
+    clock::WallClock,
+    decode,
+    filter::Filter,
+    kernel::Kernel,
+    names::Names,
+    stall::{Cause, ReclaimKind, Stall},
+    symbols::Symbols,
+};
+
+/// What to trace and how.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Which mechanism.
+    pub subject: Subject,
+    /// Which threads and how long a stall at least.
+    pub filter: Filter,
+    /// Whether to read the fields beyond those of a plain row.
+    pub extended: bool,
+    /// Whether to take kernel stacks.
+    pub stacks: bool,
+    /// Size of the ring buffer in bytes; made a power of two of at least a page.
+    pub buffer_size: u32,
+    /// How many threads can be in a stall at once.
+    pub max_stalled: u32,
+    /// Whether the probes log what they cannot deliver.
+    pub log: bool,
+}
+
+/// The mechanism to trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// These kinds of reclaim.
+    Reclaim(Vec<ReclaimKind>),
+    /// Compaction for these causes.
+    Compaction(Vec<Cause>),
+}
+
+/// Why tracing could not be started.
+#[derive(Debug, Error)]
+pub enum LiveError {
+    /// The kernel has none of the tracepoints.
+    #[error("this kernel cannot trace {what}: it has no {missing}")]
+    NoTracepoint {
+        /// What was to be traced.
+        what: String,
+        /// What the kernel lacks.
+        missing: String,
+    },
+    /// The probes' maps could not be made.
+    #[error("cannot set up the probes: {0}; run with -v for details")]
+    Load(#[source] Box<EbpfError>),
+    /// The verifier refused a probe, or the kernel loading any.
+    #[error("the kernel refused probe `{probe}` ({error}): {reason}")]
+    Refused {
+        /// The probe.
+        probe: &'static str,
+        /// The kernel's error.
+        error: io::Error,
+        /// The verifier's telling line.
+        reason: String,
+        /// All that the verifier wrote.
+        log: String,
+    },
+    /// A probe could not be attached.
+    #[error("cannot attach probe `{probe}` to tracepoint `{tracepoint}`: {error}")]
+    Attach {
+        /// The probe.
+        probe: &'static str,
+        /// Its tracepoint.
+        tracepoint: &'static str,
+        /// What went wrong.
+        error: Box<ProgramError>,
+    },
+    /// A map could not be used.
+    #[error("cannot use the probes' map `{map}`: {error}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// What went wrong.
+        error: Box<MapError>,
+    },
+}
+
+/// What was not delivered, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Stalls for which the ring buffer had no room.
+    pub lost: u64,
+    /// Stalls whose begin was not seen.
+    pub missed_begin: u64,
+    /// Stalls for which the table of those in progress had no room.
+    pub table_full: u64,
+    /// Runs of probes that the kernel skipped because the same probe was already running on the
+    /// CPU.
+    pub skipped: u64,
+}
+
+/// The probes, loaded and attached.
+pub struct Live {
+    ring: RingBuf<MapData>,
+    counters: PerCpuArray<MapData, u64>,
+    /// Detach as they are dropped, which a vector does in the order of attaching.
+    links: Vec<RawTracePointLink>,
+    unavailable: Vec<String>,
+    attached: Vec<String>,
+    /// Reads the probes' log.
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    ebpf: Ebpf,
+}
+
+impl Live {
+    /// Loads and attaches the probes that `request` needs on this kernel.
+    pub fn start(request: &Request, kernel: &Kernel) -> Result<Self, LiveError> {
+        let plan = Plan::make(request, kernel)?;
+        let mut ebpf = load::load(request, kernel)?;
+        for (map, keys) in [("PIDS", &request.filter.processes), ("TIDS", &request.filter.threads)]
+        {
+            load::fill(&mut ebpf, map, keys)?;
+        }
+        // Without its reader the log's map would be closed before the probes that use it are loaded.
+        let logger = request.log.then(|| EbpfLogger::init(&mut ebpf).ok()).flatten();
+        for probe in &plan.probes {
+            load::verify(&mut ebpf, *probe)?;
+        }
+        let ring = load::take(&mut ebpf, "STALLS", RingBuf::try_from)?;
+        let counters = load::take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
+        let mut links = Vec::with_capacity(plan.probes.len());
+        for probe in &plan.probes {
+            links.push(load::attach(&mut ebpf, *probe)?);
+        }
+        Ok(Self {
+            ring,
+            counters,
+            links,
+            unavailable: plan.unavailable,
+            attached: plan.probes.iter().map(|probe| probe.tracepoint.to_owned()).collect(),
+            logger,
+            ebpf,
+        })
+    }
+
+    /// The next finished stall, if one is waiting.
+    pub fn next_stall(&mut self) -> Option<Stall> {
+        loop {
+            let item = self.ring.next()?;
+            // Nothing but our own probes writes here, and their records are of this very build.
+            if let Some(stall) = decode::stall(&item) {
+                return Some(stall);
+            }
+        }
+    }
+
+    /// A descriptor to wait on: readable when the probes ask for the ring buffer to be read without
+    /// waiting for the reader's next look.
+    pub fn ring_descriptor(&self) -> io::Result<OwnedFd> {
+        self.ring.as_fd().try_clone_to_owned()
+    }
+
+    /// Passes the probes' log on to the logger of the process.
+    pub fn flush_log(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+    }
+
+    /// Detaches the probes; what they delivered can still be taken.
+    pub fn detach(&mut self) {
+        // Ends first again: a stall that begins meanwhile is left in the table, where one that ended
+        // without its begin would look like a loss.
+        self.links.clear();
+    }
+
+    /// What was not delivered so far.
+    #[must_use]
+    pub fn losses(&self) -> Losses {
+        let sum = |slot| {
+            let values = self.counters.get(&slot, 0);
+            values.map_or(0, |values| {
+                values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value))
+            })
+        };
+        let table_full = sum(counter::TABLE_FULL);
+        Losses {
+            lost: sum(counter::LOST),
+            // A stall that found the table full ends without a begin, too.
+            missed_begin: sum(counter::END_WITHOUT_BEGIN).saturating_sub(table_full),
+            table_full,
+            skipped: self.skipped(),
+        }
+    }
+
+    /// How many stalls have begun and not ended.
+    #[must_use]
+    pub fn unfinished(&self) -> u64 {
+        let reclaims = self.ebpf.map("RECLAIMS").map(HashMap::<_, [u32; 2], [u64; 6]>::try_from);
+        let compactions = self.ebpf.map("COMPACTIONS").map(HashMap::<_, u32, [u64; 9]>::try_from);
+        let reclaims = reclaims.and_then(Result::ok).map_or(0, |map| map.keys().flatten().count());
+        let compactions =
+            compactions.and_then(Result::ok).map_or(0, |map| map.keys().flatten().count());
+        (reclaims + compactions) as u64
+    }
+
+    /// What was asked for and this kernel does not have, each with the reason.
+    #[must_use]
+    pub fn unavailable(&self) -> &[String] {
+        &self.unavailable
+    }
+
+    /// The tracepoints in use.
+    #[must_use]
+    pub fn attached(&self) -> &[String] {
+        &self.attached
+    }
+
+    /// Sums up what the kernel reports of each program in its descriptor's information, since 5.12.
+    fn skipped(&self) -> u64 {
+        let programs = self.ebpf.programs().filter_map(|(_, program)| program.fd().ok());
+        let misses = programs.filter_map(|fd| {
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()));
+            let info = info.ok()?;
+            let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
+            line.trim().parse::<u64>().ok()
+        });
+        misses.sum()
+    }
+}
+
+/// The names that go with the running kernel's stalls.
+#[must_use]
+pub fn names(kernel: &Kernel) -> Names {
+    Names {
+        gfp: kernel.gfp.clone(),
+        modes: kernel.modes.clone(),
+        statuses: kernel.statuses.clone(),
+        cgroups: Cgroups::live(),
+        clock: WallClock::now(),
+        symbols: Symbols::live(),
+        page_size: rustix::param::page_size() as u64,
+    }
+}
+

@@ -1,0 +1,185 @@
+//! Which probes a request needs on this kernel, and what of it this kernel does not have.
+
+use memtrace_common::layout::ABSENT;
+
+use super::{LiveError, Request, Subject};
+use crate::{kernel::Kernel, stall::ReclaimKind};
+
+/// A program and the tracepoint it belongs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Probe {
+    pub(super) program: &'static str,
+    pub(super) tracepoint: &'static str,
+}
+
+const fn probe(program: &'static str, tracepoint: &'static str) -> Probe {
+    Probe { program, tracepoint }
+}
+
+/// Begin and end of each kind of reclaim, by [`mechanism`].
+const RECLAIM: [(ReclaimKind, Probe, Probe); 4] = [
+    (
+        ReclaimKind::Direct,
+        probe("direct_begin", "mm_vmscan_direct_reclaim_begin"),
+        probe("direct_end", "mm_vmscan_direct_reclaim_end"),
+    ),
+    (
+        ReclaimKind::Memcg,
+        probe("memcg_begin", "mm_vmscan_memcg_reclaim_begin"),
+        probe("memcg_end", "mm_vmscan_memcg_reclaim_end"),
+    ),
+    (
+        ReclaimKind::Softlimit,
+        probe("softlimit_begin", "mm_vmscan_memcg_softlimit_reclaim_begin"),
+        probe("softlimit_end", "mm_vmscan_memcg_softlimit_reclaim_end"),
+    ),
+    (
+        ReclaimKind::Node,
+        probe("node_begin", "mm_vmscan_node_reclaim_begin"),
+        probe("node_end", "mm_vmscan_node_reclaim_end"),
+    ),
+];
+const LRU_ISOLATE: Probe = probe("lru_isolate", "mm_vmscan_lru_isolate");
+const COMPACT_BEGIN: Probe = probe("compact_begin", "mm_compaction_begin");
+const COMPACT_END: Probe = probe("compact_end", "mm_compaction_end");
+const ZONE_SUITABLE: Probe = probe("zone_suitable", "mm_compaction_suitable");
+const COMPACT_TRY: Probe = probe("compact_try", "mm_compaction_try_to_compact_pages");
+
+/// Every tracepoint that a probe can be attached to.
+#[must_use]
+pub fn tracepoints() -> Vec<&'static str> {
+    let pairs = RECLAIM.iter().flat_map(|(_, begin, end)| [begin, end]);
+    let others = [&LRU_ISOLATE, &COMPACT_BEGIN, &COMPACT_END, &ZONE_SUITABLE, &COMPACT_TRY];
+    pairs.chain(others).map(|probe| probe.tracepoint).collect()
+}
+
+/// Which probes to attach, in which order, and what this kernel does not have of what was asked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// In the order in which they are attached: ends first, so that every begin finds its end.
+    pub(super) probes: Vec<Probe>,
+    pub(super) unavailable: Vec<String>,
+}
+
+impl Plan {
+    pub(super) fn make(request: &Request, kernel: &Kernel) -> Result<Self, LiveError> {
+        let mut plan = Self::default();
+        match &request.subject {
+            Subject::Reclaim(kinds) => plan.reclaim(kinds, request.extended, kernel)?,
+            Subject::Compaction(_) => plan.compaction(request.extended, kernel)?,
+        }
+        if request.extended {
+            plan.lacks(kernel.layout.kernfs_node_id, "cgroups", "cgroups are not in its BTF");
+            if kernel.gfp.0.is_empty() {
+                let reason = "names of gfp flags (no tracefs that may be read, none in its BTF)";
+                plan.unavailable.push(reason.to_owned());
+            }
+        }
+        Ok(plan)
+    }
+
+    fn reclaim(
+        &mut self,
+        kinds: &[ReclaimKind],
+        extended: bool,
+        kernel: &Kernel,
+    ) -> Result<(), LiveError> {
+        let layout = &kernel.layout;
+        let has_proactive = layout.scan_control_proactive != ABSENT;
+        let mut missing = Vec::new();
+        let mut begins = Vec::new();
+        for (kind, begin, end) in RECLAIM {
+            let for_proactive = kind == ReclaimKind::Memcg
+                && kinds.contains(&ReclaimKind::Proactive)
+                && has_proactive;
+            if !(kinds.contains(&kind) || for_proactive) {
+                continue;
+            }
+            let absent =
+                [begin, end].into_iter().find(|probe| !kernel.has_tracepoint(probe.tracepoint));
+            if let Some(probe) = absent {
+                missing.push((kind.name(), format!("tracepoint {}", probe.tracepoint)));
+            } else {
+                self.probes.push(end);
+                begins.push(begin);
+            }
+        }
+        if kinds.contains(&ReclaimKind::Proactive) && !has_proactive {
+            missing.push((ReclaimKind::Proactive.name(), "scan_control.proactive".to_owned()));
+        }
+        if begins.is_empty() {
+            let (kinds, what): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
+            return Err(LiveError::NoTracepoint {
+                what: format!("{} reclaim", kinds.join(", ")),
+                missing: what.join(", "),
+            });
+        }
+        for (kind, what) in missing {
+            self.unavailable.push(format!("{kind} reclaim (no {what})"));
+        }
+        if extended {
+            self.lacks(layout.scan_control_priority, "priority", "no scan_control.priority");
+            self.lacks(
+                layout.scan_control_target,
+                "target cgroup",
+                "no scan_control.target_mem_cgroup",
+            );
+            if layout.mem_cgroup_nodeinfo == ABSENT && kernel.free_pages_address.is_none() {
+                self.unavailable.push("free memory (no vm_zone_stat in kallsyms)".to_owned());
+            }
+            if kernel.has_tracepoint(LRU_ISOLATE.tracepoint) && layout.isolate_scanned_arg != ABSENT
+            {
+                self.probes.push(LRU_ISOLATE);
+            } else {
+                self.unavailable
+                    .push("pages scanned (no tracepoint mm_vmscan_lru_isolate)".to_owned());
+            }
+        }
+        self.probes.extend(begins);
+        Ok(())
+    }
+
+    fn compaction(&mut self, extended: bool, kernel: &Kernel) -> Result<(), LiveError> {
+        let layout = &kernel.layout;
+        for probe in [COMPACT_BEGIN, COMPACT_END] {
+            if !kernel.has_tracepoint(probe.tracepoint) {
+                return Err(LiveError::NoTracepoint {
+                    what: "compaction".to_owned(),
+                    missing: format!(
+                        "tracepoint {} (it needs CONFIG_COMPACTION=y)",
+                        probe.tracepoint
+                    ),
+                });
+            }
+        }
+        self.probes.push(COMPACT_END);
+        if layout.compaction_args.begin_cc == ABSENT {
+            for (probe, what) in
+                [(ZONE_SUITABLE, "zone, order, mode and cause"), (COMPACT_TRY, "gfp flags")]
+            {
+                if kernel.has_tracepoint(probe.tracepoint) {
+                    self.probes.push(probe);
+                } else {
+                    self.unavailable.push(format!("{what} (no tracepoint {})", probe.tracepoint));
+                }
+            }
+        }
+        if extended {
+            self.lacks(
+                layout.compaction_args.end_cc,
+                "pages scanned",
+                "before 5.18 mm_compaction_end does not pass the compact_control",
+            );
+            self.lacks(layout.zone_watermark, "watermarks", "no zone._watermark");
+            self.lacks(layout.zone_nr_free, "fragmentation index", "no zone.free_area");
+        }
+        self.probes.push(COMPACT_BEGIN);
+        Ok(())
+    }
+
+    fn lacks(&mut self, offset: u32, feature: &str, reason: &str) {
+        if offset == ABSENT {
+            self.unavailable.push(format!("{feature} ({reason})"));
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Symbols of kernel addresses, for stacks.
+
+use std::{collections::BTreeMap, fmt};
+
+use blazesym::{
+    MaybeDefault,
+    symbolize::{
+        Input, Symbolizer,
+        source::{Kernel, Source},
+    },
+};
+
+/// Functions that run between a tracepoint and our probe: the innermost frames of every stack.
+const TRACER: [&str; 5] =
+    ["bpf_prog_", "bpf_trace_run", "bpf_get_stack", "__bpf_trace_", "__traceiter_"];
+
+/// Most symbols that are remembered; a kernel has far fewer places that lead to a stall.
+const MAX_KNOWN: usize = 16384;
+
+/// Symbols of kernel addresses, looked up when first asked for and remembered.
+#[derive(Debug, Default)]
+pub struct Symbols {
+    known: BTreeMap<u64, String>,
+    symbolizer: Option<Kallsyms>,
+}
+
+/// Looks symbols up in the running kernel's table.
+struct Kallsyms(Symbolizer);
+
+impl fmt::Debug for Kallsyms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kallsyms")
+    }
+}
+
+impl Symbols {
+    /// Looks up the symbols of the running kernel; its table is read at the first look-up.
+    #[must_use]
+    pub fn live() -> Self {
+        Self { known: BTreeMap::new(), symbolizer: Some(Kallsyms(Symbolizer::new())) }
+    }
+
+    /// A fixed set, for tests and recordings.
+    #[must_use]
+    pub fn from_symbols(symbols: impl IntoIterator<Item = (u64, String)>) -> Self {
+        Self { known: symbols.into_iter().collect(), symbolizer: None }
+    }
+
+    /// Turns a stack into lines `symbol+0xoffset` (or `0xaddress`), innermost frame first, without
+    /// the tracer's own frames.
+    pub fn resolve(&mut self, stack: &[u64]) -> Vec<String> {
+        let frames = stack.iter().map(|&address| self.symbol(address));
+        let is_tracer = |symbol: &String| TRACER.iter().any(|prefix| symbol.starts_with(prefix));
+        frames.skip_while(is_tracer).collect()
+    }
+
+    fn symbol(&mut self, address: u64) -> String {
+        if self.known.len() >= MAX_KNOWN && self.symbolizer.is_some() {
+            self.known.clear();
+        }
+        let symbolizer = self.symbolizer.as_ref();
+        let symbol = self.known.entry(address).or_insert_with(|| {
+            let found = symbolizer.and_then(|Kallsyms(symbolizer)| look_up(symbolizer, address));
+            found.unwrap_or_else(|| format!("{address:#x}"))
+        });
+        symbol.clone()
+    }
+}
+
+fn look_up(symbolizer: &Symbolizer, address: u64) -> Option<String> {
+    // The table has all we print; the image with its debug information is large, and often absent.
+    let kernel = Kernel { vmlinux: MaybeDefault::None, ..Kernel::default() };
+    let found =
+        symbolizer.symbolize_single(&Source::Kernel(kernel), Input::AbsAddr(address)).ok()?;
+    let symbol = found.as_sym()?;
+    Some(format!("{}+{:#x}", symbol.name, symbol.offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_the_tracers_frames_out_and_unknown_ones_in() {
+        let names = ["bpf_prog_1234_memcg_end+0x1", "bpf_trace_run1+0x2", "try_to_free+0x3"];
+        let mut symbols = Symbols::from_symbols((1..).zip(names.map(str::to_owned)));
+        assert_eq!(
+            symbols.resolve(&[1, 2, 3, 4, 1]),
+            ["try_to_free+0x3", "0x4", "bpf_prog_1234_memcg_end+0x1"]
+        );
+    }
+}
