@@ -42,7 +42,10 @@ struct Begin {
     order: i32,
     gfp: u32,
     node: i32,
+    /// Lowest so far.
+    priority: i32,
     known: u32,
+    reserved: u32,
 }
 
 /// Reclaims in progress; user space sets its size.
@@ -89,8 +92,9 @@ fn node_end(ctx: RawTracePointContext) -> i32 {
     end(&ctx, mechanism::NODE)
 }
 
-/// Adds up the pages scanned, as `scan_control.nr_scanned` starts again at every priority. Counts
-/// what `pgscan_*` in /proc/vmstat counts: the inactive lists.
+/// Keeps what the end cannot tell: the pages scanned, as `scan_control.nr_scanned` starts again at
+/// every priority, and the lowest priority, as `do_try_to_free_pages()` may start again at the
+/// highest. Counts what `pgscan_*` in /proc/vmstat counts: the inactive lists.
 #[raw_tracepoint(tracepoint = "mm_vmscan_lru_isolate")]
 fn lru_isolate(ctx: RawTracePointContext) -> i32 {
     let scanned = kernel::arg(&ctx, layout!(isolate_scanned_arg));
@@ -105,6 +109,9 @@ fn lru_isolate(ctx: RawTracePointContext) -> i32 {
             // SAFETY: the entry is this thread's, which is here and not at its end.
             let begin = unsafe { &mut *begin };
             begin.nr_scanned = begin.nr_scanned.wrapping_add(scanned);
+            if let Some(priority) = control(mechanism).and_then(priority) {
+                begin.priority = begin.priority.min(priority);
+            }
         }
     }
     0
@@ -129,6 +136,8 @@ fn begin(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
         order: 0,
         gfp: 0,
         node: 0,
+        priority: i32::MAX,
+        reserved: 0,
         known: if proactive { known::PROACTIVE } else { 0 },
     };
     if let Some(order) = kernel::arg(ctx, args.order) {
@@ -193,7 +202,7 @@ fn end(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
         node: begin.node,
     };
     if let Some(control) = control(mechanism) {
-        read_scan_control(&mut record, control);
+        read_scan_control(&mut record, control, begin.priority);
     }
     if wanted(wanted::EXTENDED) && present(layout!(isolate_scanned_arg)) {
         // Left as it is where no list was isolated from, as the multi-generational LRU of some
@@ -230,9 +239,16 @@ fn wanted_kind(mechanism: u32, proactive: bool) -> bool {
     KINDS.load() & (1 << kind) != 0
 }
 
+/// The priority that the reclaim is at; the kernel's loop leaves -1 behind once it is through.
+#[inline(always)]
+fn priority(control: u64) -> Option<i32> {
+    let priority: i8 = kernel::read(control, layout!(scan_control_priority))?;
+    Some(i32::from(priority).max(0))
+}
+
 /// Fills in what the `scan_control` knows at the end.
 #[inline(always)]
-fn read_scan_control(record: &mut Reclaim, control: u64) {
+fn read_scan_control(record: &mut Reclaim, control: u64, lowest: i32) {
     // `do_try_to_free_pages()` returns 1 for "let compaction try" only if it reclaimed nothing.
     if record.nr_reclaimed == 1
         && kernel::read::<u64>(control, layout!(scan_control_nr_reclaimed)) == Some(0)
@@ -242,9 +258,8 @@ fn read_scan_control(record: &mut Reclaim, control: u64) {
     if !wanted(wanted::EXTENDED) {
         return;
     }
-    if let Some(priority) = kernel::read::<i8>(control, layout!(scan_control_priority)) {
-        // -1 once the loop has run through all of them.
-        record.priority = i32::from(priority).max(0);
+    if let Some(priority) = priority(control) {
+        record.priority = priority.min(lowest);
         record.stall.known |= known::PRIORITY;
     }
     if let Some(scanned) = kernel::read(control, layout!(scan_control_nr_scanned)) {

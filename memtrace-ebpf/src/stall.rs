@@ -130,17 +130,17 @@ pub fn deliver<T: Copy + 'static>(ctx: &RawTracePointContext, record: T) {
             return count(counter::LOST);
         };
         let place = entry.as_mut_ptr();
-        // SAFETY: the three are parts of the reserved entry; only their addresses are taken.
-        let (part, len, frames) = unsafe {
-            (&raw mut (*place).record, &raw mut (*place).stack.len, &raw mut (*place).stack.frames)
-        };
-        // SAFETY: the entry has room for the record.
-        unsafe { part.write(record) };
+        // SAFETY: the entry has room for the record, which comes first.
+        unsafe { place.cast::<T>().write(record) };
+        // SAFETY: the stack is a part of the entry; only its address is taken.
+        let stack = unsafe { &raw mut (*place).stack };
+        // SAFETY: likewise the frames.
+        let frames = unsafe { &raw mut (*stack).frames };
         let size = (STACK_DEPTH * size_of::<u64>()) as u32;
         // SAFETY: the helper writes at most `size` bytes, the size of the frames.
-        let taken = unsafe { bpf_get_stack(ctx.as_ptr(), frames.cast(), size, 0) };
-        // SAFETY: the entry has room for the length.
-        unsafe { len.write(taken) };
+        let len = unsafe { bpf_get_stack(ctx.as_ptr(), frames.cast(), size, 0) };
+        // SAFETY: the entry has room for the length, which comes first in the stack.
+        unsafe { stack.cast::<i64>().write(len) };
         entry.submit(wakeup(size_of::<Stacked<T>>()));
     } else {
         let Some(mut entry) = STALLS.reserve::<T>(0) else {

@@ -40,10 +40,14 @@ pub struct Kernel {
 #[derive(Debug, Error)]
 pub enum KernelError {
     /// No BTF, or no permission to read it.
-    #[error("cannot read the kernel's type information `{BTF_PATH}`: {0}; memtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, as Debian 11, RHEL 8.2, Ubuntu 20.10 and later have")]
+    #[error(
+        "cannot read the kernel's type information `{BTF_PATH}`: {0}; memtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, as Debian 11, RHEL 8.2, Ubuntu 20.10 and later have"
+    )]
     NoBtf(#[source] io::Error),
     /// BTF that makes no sense.
-    #[error("cannot use the kernel's type information `{BTF_PATH}`: {0}; please report this with the output of `uname -r`")]
+    #[error(
+        "cannot use the kernel's type information `{BTF_PATH}`: {0}; please report this with the output of `uname -r`"
+    )]
     BadBtf(#[from] BtfError),
 }
 

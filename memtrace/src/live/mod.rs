@@ -218,7 +218,7 @@ impl Live {
     /// How many stalls have begun and not ended.
     #[must_use]
     pub fn unfinished(&self) -> u64 {
-        let reclaims = self.ebpf.map("RECLAIMS").map(HashMap::<_, [u32; 2], [u64; 6]>::try_from);
+        let reclaims = self.ebpf.map("RECLAIMS").map(HashMap::<_, [u32; 2], [u64; 7]>::try_from);
         let compactions = self.ebpf.map("COMPACTIONS").map(HashMap::<_, u32, [u64; 9]>::try_from);
         let reclaims = reclaims.and_then(Result::ok).map_or(0, |map| map.keys().flatten().count());
         let compactions =
@@ -264,4 +264,3 @@ pub fn names(kernel: &Kernel) -> Names {
         page_size: rustix::param::page_size() as u64,
     }
 }
-

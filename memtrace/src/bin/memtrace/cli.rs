@@ -297,7 +297,7 @@ mod tests {
             ("10", Duration::from_secs(10)),
             ("0.5", Duration::from_millis(500)),
             ("90s", Duration::from_secs(90)),
-            ("2m", Duration::from_secs(120)),
+            ("2m", Duration::from_mins(2)),
             ("500us", Duration::from_micros(500)),
         ] {
             assert_eq!(seconds_or_with_unit(text), Ok(expected), "{text}");

@@ -120,15 +120,16 @@ impl<'a> Run<'a> {
                 _ = hang_up.recv() => break,
                 () = &mut deadline => break,
                 () = tick(&mut intervals) => {
-                    self.show_all()?;
-                    self.view.interval(&mut self.names, Timestamp::now(), &mut self.output.lines);
-                    reader = self.output.flush()?;
                     if let Some(left) = &mut intervals_left {
                         *left -= 1;
                         if *left == 0 {
+                            // The end shows the last one, with what comes in until then.
                             break;
                         }
                     }
+                    self.show_all()?;
+                    self.view.interval(&mut self.names, Timestamp::now(), &mut self.output.lines);
+                    reader = self.output.flush()?;
                     continue;
                 }
                 _ = look.tick() => {
@@ -182,16 +183,14 @@ impl<'a> Run<'a> {
             lost: losses.lost,
             missed_begin: losses.missed_begin,
             table_full: losses.table_full,
-            //SKIPPED
+            skipped: losses.skipped,
             unfinished: self.live.unfinished(),
             duration,
             unavailable: self.live.unavailable().to_vec(),
         };
         self.view.end(&mut self.names, Timestamp::now(), &summary, &mut self.output.lines);
         let _reader = self.output.flush()?;
-        if self.config.verbosity != Verbosity::Quiet
-            || (summary.lost + summary.table_full + summary.missed_begin > 0)
-        {
+        if self.config.verbosity != Verbosity::Quiet || !summary.is_complete() {
             eprintln!("{summary}");
         }
         Ok(())

@@ -1,0 +1,478 @@
+//! Latency histograms of stalls, one for each key: aggregation only, [`crate::view`] shows them.
+//!
+//! Memory is bounded by the number of keys and the range of the percentiles; whatever falls outside
+//! of either is counted and can be told apart.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use hdrhistogram::Histogram;
+
+use crate::stall::{Cause, Comm, Detail, ReclaimKind, Stall};
+
+/// What stalls are told apart by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The thread.
+    Thread,
+    /// The process.
+    Process,
+    /// The thread's name.
+    Comm,
+    /// The cgroup that the thread's memory is charged to.
+    Cgroup,
+    /// The thread's real user id.
+    Uid,
+    /// Kind of reclaim or cause of compaction.
+    Kind,
+    /// Order of the allocation.
+    Order,
+}
+
+impl By {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Thread, Self::Process, Self::Comm, Self::Cgroup, Self::Uid, Self::Kind, Self::Order];
+
+    /// Its name in options and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Thread => "thread",
+            Self::Process => "process",
+            Self::Comm => "comm",
+            Self::Cgroup => "cgroup",
+            Self::Uid => "uid",
+            Self::Kind => "kind",
+            Self::Order => "order",
+        }
+    }
+}
+
+/// Whose stalls one histogram holds. A process goes by its pid; its name comes along to be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the fields are those of `Stall`")]
+pub enum Key {
+    Thread {
+        tid: u32,
+        pid: u32,
+        comm: Comm,
+    },
+    Process {
+        pid: u32,
+        comm: Comm,
+    },
+    Comm(Comm),
+    Cgroup(Option<u64>),
+    Uid(u32),
+    Kind(ReclaimKind),
+    Cause(Cause),
+    Order(Option<i32>),
+    /// Every key that came after the greatest number of keys was reached.
+    Other,
+}
+
+/// One histogram for each key.
+#[derive(Debug)]
+pub struct Histograms {
+    by: By,
+    max_keys: usize,
+    known: HashMap<Key, Times>,
+    /// Names of the processes in `known`, each read once.
+    processes: HashMap<u32, Comm>,
+    other: Times,
+}
+
+impl Histograms {
+    /// Room for `max_keys` keys; the stalls of all later keys go together.
+    #[must_use]
+    pub fn new(by: By, max_keys: usize) -> Self {
+        Self { by, max_keys, known: HashMap::new(), processes: HashMap::new(), other: Times::new() }
+    }
+
+    /// What stalls are told apart by.
+    #[must_use]
+    pub fn by(&self) -> By {
+        self.by
+    }
+
+    /// How many keys there is room for.
+    #[must_use]
+    pub fn max_keys(&self) -> usize {
+        self.max_keys
+    }
+
+    /// Counts a stall. `process_name` is asked once for each process, if that is the key; where it
+    /// does not know, the process goes by the name of the thread that stalled first.
+    pub fn record(&mut self, stall: &Stall, process_name: impl FnOnce(u32) -> Option<Comm>) {
+        let full = self.known.len() >= self.max_keys;
+        let key = match self.by {
+            By::Thread => Key::Thread { tid: stall.tid, pid: stall.pid, comm: stall.comm },
+            By::Process => {
+                let comm = match self.processes.entry(stall.pid) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(_) if full => return self.other.record(stall.duration_ns),
+                    Entry::Vacant(new) => {
+                        *new.insert(process_name(stall.pid).unwrap_or(stall.comm))
+                    }
+                };
+                Key::Process { pid: stall.pid, comm }
+            }
+            By::Comm => Key::Comm(stall.comm),
+            By::Cgroup => Key::Cgroup(stall.cgroup_id),
+            By::Uid => Key::Uid(stall.uid),
+            By::Kind => match &stall.detail {
+                Detail::Reclaim(reclaim) => Key::Kind(reclaim.kind),
+                Detail::Compaction(compaction) => Key::Cause(compaction.cause),
+            },
+            By::Order => Key::Order(stall.order),
+        };
+        let times = match self.known.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if full => &mut self.other,
+            Entry::Vacant(new) => new.insert(Times::new()),
+        };
+        times.record(stall.duration_ns);
+    }
+
+    /// Whether nothing was recorded since the last [`clear`](Self::clear).
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty() && self.other.count == 0
+    }
+
+    /// All keys, the longest total time first.
+    #[must_use]
+    pub fn sorted(&self) -> Vec<(Key, &Times)> {
+        let other = (self.other.count > 0).then_some((Key::Other, &self.other));
+        let known = self.known.iter().map(|(key, times)| (*key, times));
+        let mut all: Vec<_> = known.chain(other).collect();
+        all.sort_unstable_by(|(a_key, a), (b_key, b)| {
+            b.total_ns.cmp(&a.total_ns).then_with(|| a_key.cmp(b_key))
+        });
+        all
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.known.clear();
+        self.processes.clear();
+        self.other = Times::new();
+    }
+}
+
+/// How long the stalls of one key lasted.
+#[derive(Debug)]
+pub struct Times {
+    count: u64,
+    /// 2^64 times of 2^64 ns fit.
+    total_ns: u128,
+    min_ns: u64,
+    max_ns: u64,
+    clamped: u64,
+    /// By the power of two of the whole microseconds.
+    slots: [u64; Self::SLOTS],
+    percentiles: Histogram<u64>,
+}
+
+/// One row of a histogram by powers of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Whole microseconds of its shortest stall.
+    pub low_us: u64,
+    /// Whole microseconds of its longest stall.
+    pub high_us: u64,
+    /// Number of stalls.
+    pub count: u64,
+}
+
+impl Times {
+    /// Percentiles reach up to one hour; they grow to 36 KiB for each key at most.
+    pub const MAX_NS: u64 = 3_600_000_000_000;
+    /// Enough for `u64::MAX` nanoseconds.
+    const SLOTS: usize = (u64::MAX / 1000).ilog2() as usize + 1;
+    /// Makes the relative error of percentiles at most 1/128.
+    const DIGITS: u8 = 2;
+
+    fn new() -> Self {
+        Self {
+            count: 0,
+            total_ns: 0,
+            min_ns: u64::MAX,
+            max_ns: 0,
+            clamped: 0,
+            slots: [0; Self::SLOTS],
+            percentiles: Histogram::new(Self::DIGITS).expect("up to 5 digits are allowed"),
+        }
+    }
+
+    fn record(&mut self, ns: u64) {
+        self.count += 1;
+        self.total_ns += u128::from(ns);
+        self.min_ns = self.min_ns.min(ns);
+        self.max_ns = self.max_ns.max(ns);
+        self.slots[(ns / 1000).checked_ilog2().unwrap_or(0) as usize] += 1;
+        self.clamped += u64::from(ns > Self::MAX_NS);
+        self.percentiles.record(ns.min(Self::MAX_NS)).expect("the histogram grows up to any value");
+    }
+
+    /// Number of stalls.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Their time together.
+    #[must_use]
+    pub fn total_ns(&self) -> u128 {
+        self.total_ns
+    }
+
+    /// Their mean, without the fraction.
+    #[must_use]
+    pub fn mean_ns(&self) -> u64 {
+        let mean = self.total_ns / u128::from(self.count.max(1));
+        u64::try_from(mean).unwrap_or(u64::MAX)
+    }
+
+    /// The shortest.
+    #[must_use]
+    pub fn min_ns(&self) -> u64 {
+        self.min_ns
+    }
+
+    /// The longest.
+    #[must_use]
+    pub fn max_ns(&self) -> u64 {
+        self.max_ns
+    }
+
+    /// The time that `quantile` (0 to 1) of all stalls did not exceed, at most 1 % too long.
+    #[must_use]
+    pub fn quantile_ns(&self, quantile: f64) -> u64 {
+        // A bucket of percentiles reaches beyond the longest time in it.
+        self.percentiles.value_at_quantile(quantile).min(self.max_ns)
+    }
+
+    /// How many stalls were longer than [`MAX_NS`](Self::MAX_NS). They count as that long in the
+    /// percentiles, and only there.
+    #[must_use]
+    pub fn clamped(&self) -> u64 {
+        self.clamped
+    }
+
+    /// The percentiles' histogram in nanoseconds.
+    #[must_use]
+    pub fn percentiles(&self) -> &Histogram<u64> {
+        &self.percentiles
+    }
+
+    /// The rows by powers of two, from the first to the last with a stall in it.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        let used = self.slots.iter().rposition(|&count| count > 0).map_or(0, |last| last + 1);
+        self.slots[..used].iter().zip(0_u32..).map(|(&count, power)| Slot {
+            low_us: if power == 0 { 0 } else { 1 << power },
+            high_us: (2 << power) - 1,
+            count,
+        })
+    }
+}
+
+/// The name of a process that runs on this machine now.
+#[must_use]
+pub fn process_name(pid: u32) -> Option<Comm> {
+    let read = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let name = read.strip_suffix(b"\n").unwrap_or(&read);
+    let mut comm = [0; Comm::LEN];
+    // Kernel threads may have longer names here than they give themselves.
+    let len = name.len().min(Comm::LEN - 1);
+    comm[..len].copy_from_slice(&name[..len]);
+    Some(Comm::new(comm))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stall::Reclaim;
+
+    fn stall(tid: u32, duration_ns: u64) -> Stall {
+        Stall {
+            start_ns: 0,
+            duration_ns,
+            pid: tid / 10,
+            tid,
+            uid: 0,
+            cpu: 0,
+            comm: comm(b"thread"),
+            order: None,
+            gfp: None,
+            cgroup_id: None,
+            detail: Detail::Reclaim(Reclaim {
+                kind: ReclaimKind::Direct,
+                nr_scanned: None,
+                nr_reclaimed: 0,
+                compaction_ready: false,
+                priority: None,
+                target_cgroup_id: None,
+                free_pages: None,
+                node: None,
+            }),
+            stack: Vec::new(),
+        }
+    }
+
+    fn comm(name: &[u8]) -> Comm {
+        let mut bytes = [0; Comm::LEN];
+        bytes[..name.len()].copy_from_slice(name);
+        Comm::new(bytes)
+    }
+
+    fn times(values: &[u64]) -> Times {
+        let mut times = Times::new();
+        for &ns in values {
+            times.record(ns);
+        }
+        times
+    }
+
+    /// Spread over many orders of magnitude, as stalls are.
+    fn spread(count: usize) -> Vec<u64> {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let values = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 22) >> (state % 41)
+        });
+        values.take(count).map(|ns| ns.min(Times::MAX_NS)).collect()
+    }
+
+    #[test]
+    fn percentiles_are_exact_to_one_percent() {
+        for count in [1, 2, 3, 10, 99, 1000, 100_003] {
+            let mut values = spread(count);
+            let times = times(&values);
+            values.sort_unstable();
+            for (numerator, denominator, quantile) in
+                [(1, 2, 0.5), (9, 10, 0.9), (99, 100, 0.99), (999, 1000, 0.999), (1, 1, 1.0)]
+            {
+                let exact = values[(count * numerator).div_ceil(denominator) - 1];
+                let found = times.quantile_ns(quantile);
+                assert!(
+                    found >= exact && (found - exact) * 100 <= exact,
+                    "{quantile} of {count}: {found}, exact {exact}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn count_total_and_limits_are_exact() {
+        let times = times(&[u64::MAX, u64::MAX, 7]);
+        assert_eq!(times.count(), 3);
+        assert_eq!(times.total_ns(), 2 * u128::from(u64::MAX) + 7);
+        assert_eq!(times.mean_ns(), 12_297_829_382_473_034_412);
+        assert_eq!((times.min_ns(), times.max_ns()), (7, u64::MAX));
+        assert_eq!(times.quantile_ns(0.1), 7);
+    }
+
+    #[test]
+    fn no_percentile_exceeds_the_longest() {
+        let times = times(&[1_000_003]);
+        assert_eq!(times.quantile_ns(0.999), 1_000_003);
+    }
+
+    #[test]
+    fn what_percentiles_cannot_hold_is_counted() {
+        let times = times(&[Times::MAX_NS, Times::MAX_NS + 1, u64::MAX]);
+        assert_eq!(times.clamped(), 2);
+        assert_eq!(times.max_ns(), u64::MAX);
+        assert!(times.percentiles().max() < Times::MAX_NS / 100 * 101);
+        assert!(times.percentiles().distinct_values() * 8 <= 36 * 1024, "the documented size");
+    }
+
+    #[test]
+    fn slots_are_whole_microseconds_by_powers_of_two() {
+        let slot = |low_us, high_us, count| Slot { low_us, high_us, count };
+        let slots = |values: &[u64]| times(values).slots().collect::<Vec<_>>();
+        assert_eq!(slots(&[]), []);
+        assert_eq!(slots(&[0, 999, 1_000, 1_999]), [slot(0, 1, 4)]);
+        assert_eq!(
+            slots(&[2_000, 3_999, 4_000, 7_999, 8_000]),
+            [slot(0, 1, 0), slot(2, 3, 2), slot(4, 7, 2), slot(8, 15, 1)]
+        );
+        let last = slots(&[u64::MAX]).pop();
+        assert_eq!(last, Some(slot(1 << 54, (1 << 55) - 1, 1)));
+    }
+
+    #[test]
+    fn keys_beyond_the_limit_go_together() {
+        let mut histograms = Histograms::new(By::Thread, 2);
+        for (tid, ns) in [(1, 10), (2, 500), (3, 100), (4, 200), (1, 20)] {
+            histograms.record(&stall(tid, ns), |_| None);
+        }
+        let found: Vec<_> = histograms
+            .sorted()
+            .into_iter()
+            .map(|(key, times)| (key, times.count(), times.total_ns()))
+            .collect();
+        let thread = |tid| Key::Thread { tid, pid: 0, comm: comm(b"thread") };
+        assert_eq!(found, [(thread(2), 1, 500), (Key::Other, 2, 300), (thread(1), 2, 30)]);
+
+        histograms.clear();
+        assert!(histograms.is_empty());
+        assert_eq!(histograms.sorted().len(), 0);
+        histograms.record(&stall(3, 1), |_| None);
+        assert_eq!(histograms.sorted()[0].0, thread(3), "there is room again");
+    }
+
+    #[test]
+    fn no_keys_at_all_is_a_limit_too() {
+        for by in By::ALL {
+            let mut histograms = Histograms::new(by, 0);
+            histograms.record(&stall(1, 10), |_| panic!("a process without room is not looked up"));
+            assert!(!histograms.is_empty());
+            assert_eq!(histograms.sorted()[0].0, Key::Other);
+        }
+    }
+
+    #[test]
+    fn a_process_is_looked_up_once() {
+        let mut histograms = Histograms::new(By::Process, 2);
+        let mut asked = Vec::new();
+        for tid in [10, 11, 20, 21, 30, 10, 30] {
+            histograms.record(&stall(tid, 1), |pid| {
+                asked.push(pid);
+                (pid == 1).then(|| comm(b"main"))
+            });
+        }
+        assert_eq!(asked, [1, 2]);
+        let keys: Vec<_> =
+            histograms.sorted().into_iter().map(|(key, times)| (key, times.count())).collect();
+        assert_eq!(
+            keys,
+            [
+                (Key::Process { pid: 1, comm: comm(b"main") }, 3),
+                (Key::Process { pid: 2, comm: comm(b"thread") }, 2),
+                (Key::Other, 2),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_process_is_looked_up_again_after_clearing() {
+        let mut histograms = Histograms::new(By::Process, 1);
+        histograms.record(&stall(10, 1), |_| Some(comm(b"old")));
+        histograms.clear();
+        histograms.record(&stall(10, 1), |_| Some(comm(b"new")));
+        assert_eq!(histograms.sorted()[0].0, Key::Process { pid: 1, comm: comm(b"new") });
+    }
+
+    #[test]
+    fn a_running_process_has_a_name() {
+        let name = process_name(std::process::id()).expect("/proc has this process");
+        assert!(!name.as_bytes().is_empty());
+        assert!(!name.as_bytes().contains(&b'\n'));
+        assert_eq!(process_name(u32::MAX), None);
+    }
+}

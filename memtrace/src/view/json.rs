@@ -1,0 +1,687 @@
+//! JSON: one object a line. The keys and what they mean are a stable interface: docs/json.md.
+
+use std::borrow::Cow;
+use std::fmt::{Display, Write as _};
+use std::io;
+
+use base64::display::Base64Display;
+use base64::engine::general_purpose::STANDARD;
+use hdrhistogram::serialization::{Serializer as _, V2Serializer};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::ser::{Error as _, SerializeSeq as _, Serializer};
+
+use super::words::status_name;
+use super::{Subject, Summary, ViewOptions};
+use crate::histogram::{Histograms, Key, Times};
+use crate::names::{EnumNames, GfpNames, Names};
+use crate::stall::{Comm, Compaction, Detail, Printable, Reclaim, Stall};
+
+/// One object a line.
+#[derive(Debug)]
+pub struct Json {
+    subject: Subject,
+    stacks: bool,
+    /// When the current interval began.
+    since: Timestamp,
+    /// The path of the cgroup that a reclaim is for; kept only to be used again.
+    target: String,
+}
+
+impl Json {
+    pub(super) fn new(options: &ViewOptions) -> Self {
+        let ViewOptions { subject, stacks, .. } = *options;
+        Self { subject, stacks, since: Timestamp::UNIX_EPOCH, target: String::new() }
+    }
+
+    pub(super) fn begin(&mut self, at: Timestamp) {
+        self.since = at;
+    }
+
+    pub(super) fn stall(
+        &mut self,
+        stall: &Stall,
+        names: &mut Names,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let Names { gfp, modes, statuses, cgroups, clock, symbols, page_size: _ } = names;
+        let (subject, detail) = match &stall.detail {
+            Detail::Reclaim(reclaim) => {
+                let target_id = reclaim.target_cgroup_id.filter(|&id| id != 0);
+                let target = target_id.and_then(|id| cgroups.path(id)).map(|path| {
+                    self.target.clear();
+                    let written = write!(self.target, "{}", Printable(path.as_bytes()));
+                    debug_assert!(written.is_ok(), "writing into memory does not fail");
+                    self.target.as_str()
+                });
+                (Subject::Reclaim, DetailObject::reclaim(reclaim, target_id, target))
+            }
+            Detail::Compaction(compaction) => {
+                (Subject::Compaction, DetailObject::compaction(compaction, modes, statuses))
+            }
+        };
+        let cgroup = stall.cgroup_id.and_then(|id| cgroups.path(id));
+        let object = StallObject {
+            r#type: subject.name(),
+            time: Time(clock.at(stall.start_ns)),
+            start_ns: stall.start_ns,
+            duration_ns: stall.duration_ns,
+            comm: Text(stall.comm),
+            pid: stall.pid,
+            tid: stall.tid,
+            uid: stall.uid,
+            cpu: stall.cpu,
+            order: stall.order,
+            gfp: stall.gfp.map(|mask| Gfp(gfp, mask)),
+            cgroup_id: stall.cgroup_id,
+            cgroup: cgroup.map(|path| Text(Printable(path.as_bytes()))),
+            detail,
+            stack: self.stacks.then(|| symbols.resolve(&stall.stack)),
+        };
+        line(&object, out)
+    }
+
+    pub(super) fn interval(
+        &mut self,
+        histograms: &Histograms,
+        names: &mut Names,
+        at: Timestamp,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        for (key, times) in histograms.sorted() {
+            let [p50_ns, p90_ns, p99_ns, p99_9_ns] =
+                [0.5, 0.9, 0.99, 0.999].map(|quantile| times.quantile_ns(quantile));
+            let object = HistogramObject {
+                r#type: "histogram",
+                since: Time(self.since),
+                time: Time(at),
+                subject: self.subject.name(),
+                by: histograms.by().name(),
+                key: KeyObject::new(key, names),
+                count: times.count(),
+                total_ns: times.total_ns(),
+                mean_ns: times.mean_ns(),
+                min_ns: times.min_ns(),
+                max_ns: times.max_ns(),
+                p50_ns,
+                p90_ns,
+                p99_ns,
+                p99_9_ns,
+                clamped: times.clamped(),
+                buckets: Buckets(times),
+                hdr: Hdr(times),
+            };
+            line(&object, out)?;
+        }
+        self.since = at;
+        Ok(())
+    }
+
+    pub(super) fn summary(
+        &self,
+        summary: &Summary,
+        at: Timestamp,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let Summary {
+            stalls,
+            lost,
+            missed_begin,
+            table_full,
+            skipped,
+            unfinished,
+            duration,
+            unavailable,
+        } = summary;
+        let object = SummaryObject {
+            r#type: "summary",
+            time: Time(at),
+            subject: self.subject.name(),
+            stalls: *stalls,
+            lost: *lost,
+            missed_begin: *missed_begin,
+            table_full: *table_full,
+            skipped: *skipped,
+            unfinished: *unfinished,
+            duration_ns: duration.as_nanos(),
+            unavailable,
+        };
+        line(&object, out)
+    }
+}
+
+fn line(object: &impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, object)?;
+    out.push(b'\n');
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct StallObject<'a> {
+    r#type: &'static str,
+    time: Time,
+    start_ns: u64,
+    duration_ns: u64,
+    comm: Text<Comm>,
+    pid: u32,
+    tid: u32,
+    uid: u32,
+    cpu: u32,
+    order: Option<i32>,
+    gfp: Option<Gfp<'a>>,
+    cgroup_id: Option<u64>,
+    cgroup: Option<Text<Printable<'a>>>,
+    #[serde(flatten)]
+    detail: DetailObject<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stack: Option<Vec<String>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum DetailObject<'a> {
+    Reclaim {
+        kind: &'static str,
+        nr_scanned: Option<u64>,
+        nr_reclaimed: u64,
+        compaction_ready: bool,
+        priority: Option<i32>,
+        target_cgroup_id: Option<u64>,
+        target_cgroup: Option<&'a str>,
+        free_pages: Option<u64>,
+        node: Option<i32>,
+    },
+    Compaction {
+        cause: &'static str,
+        node: Option<i32>,
+        zone: Option<Text<Printable<'a>>>,
+        mode: Option<Cow<'a, str>>,
+        status: Cow<'a, str>,
+        migrate_scanned: Option<u64>,
+        free_scanned: Option<u64>,
+        frag_index: Option<f64>,
+        watermark_min: Option<u64>,
+        watermark_low: Option<u64>,
+        watermark_high: Option<u64>,
+        free_pages: Option<u64>,
+    },
+}
+
+impl<'a> DetailObject<'a> {
+    fn reclaim(
+        reclaim: &Reclaim,
+        target_cgroup_id: Option<u64>,
+        target_cgroup: Option<&'a str>,
+    ) -> Self {
+        let Reclaim {
+            kind,
+            nr_scanned,
+            nr_reclaimed,
+            compaction_ready,
+            priority,
+            target_cgroup_id: _,
+            free_pages,
+            node,
+        } = *reclaim;
+        Self::Reclaim {
+            kind: kind.name(),
+            nr_scanned,
+            nr_reclaimed,
+            compaction_ready,
+            priority,
+            target_cgroup_id,
+            target_cgroup,
+            free_pages,
+            node,
+        }
+    }
+
+    fn compaction(
+        compaction: &'a Compaction,
+        modes: &'a EnumNames,
+        statuses: &'a EnumNames,
+    ) -> Self {
+        let Compaction { cause, zone, mode, status, scanned, watermarks, frag_index } = compaction;
+        Self::Compaction {
+            cause: cause.name(),
+            node: zone.as_ref().map(|zone| zone.node),
+            zone: zone.as_ref().map(|zone| Text(Printable(zone.name.as_bytes()))),
+            mode: mode.map(|value| modes.name(value)),
+            status: status_name(*status, statuses),
+            migrate_scanned: scanned.map(|scanned| scanned.migrate),
+            free_scanned: scanned.map(|scanned| scanned.free),
+            frag_index: frag_index.map(|index| f64::from(index) / 1000.0),
+            watermark_min: watermarks.map(|at| at.min),
+            watermark_low: watermarks.map(|at| at.low),
+            watermark_high: watermarks.map(|at| at.high),
+            free_pages: watermarks.map(|at| at.free),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct HistogramObject<'a> {
+    r#type: &'static str,
+    since: Time,
+    time: Time,
+    subject: &'static str,
+    by: &'static str,
+    key: KeyObject<'a>,
+    count: u64,
+    total_ns: u128,
+    mean_ns: u64,
+    min_ns: u64,
+    max_ns: u64,
+    p50_ns: u64,
+    p90_ns: u64,
+    p99_ns: u64,
+    p99_9_ns: u64,
+    clamped: u64,
+    buckets: Buckets<'a>,
+    hdr: Hdr<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum KeyObject<'a> {
+    Thread { tid: u32, pid: u32, comm: Text<Comm> },
+    Process { pid: u32, comm: Text<Comm> },
+    Comm { comm: Text<Comm> },
+    Cgroup { cgroup_id: Option<u64>, cgroup: Option<Text<Printable<'a>>> },
+    Uid { uid: u32 },
+    Kind { kind: &'static str },
+    Cause { cause: &'static str },
+    Order { order: Option<i32> },
+    Other { other: bool },
+}
+
+impl<'a> KeyObject<'a> {
+    fn new(key: Key, names: &'a mut Names) -> Self {
+        match key {
+            Key::Thread { tid, pid, comm } => Self::Thread { tid, pid, comm: Text(comm) },
+            Key::Process { pid, comm } => Self::Process { pid, comm: Text(comm) },
+            Key::Comm(comm) => Self::Comm { comm: Text(comm) },
+            Key::Cgroup(cgroup_id) => {
+                let path = cgroup_id.and_then(|id| names.cgroups.path(id));
+                Self::Cgroup {
+                    cgroup_id,
+                    cgroup: path.map(|path| Text(Printable(path.as_bytes()))),
+                }
+            }
+            Key::Uid(uid) => Self::Uid { uid },
+            Key::Kind(kind) => Self::Kind { kind: kind.name() },
+            Key::Cause(cause) => Self::Cause { cause: cause.name() },
+            Key::Order(order) => Self::Order { order },
+            Key::Other => Self::Other { other: true },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct SummaryObject<'a> {
+    r#type: &'static str,
+    time: Time,
+    subject: &'static str,
+    stalls: u64,
+    lost: u64,
+    missed_begin: u64,
+    table_full: u64,
+    skipped: u64,
+    unfinished: u64,
+    duration_ns: u128,
+    unavailable: &'a [String],
+}
+
+/// A string that is what is shown in text.
+struct Text<T>(T);
+
+impl<T: Display> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+/// RFC 3339 in UTC, always with nine decimals.
+struct Time(Timestamp);
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:.9}", self.0))
+    }
+}
+
+/// A list of the names of flags.
+struct Gfp<'a>(&'a GfpNames, u32);
+
+impl Serialize for Gfp<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(None)?;
+        let mut written = Ok(());
+        self.0.for_each(self.1, |name| {
+            if written.is_ok() {
+                written = list.serialize_element(name);
+            }
+        });
+        written?;
+        list.end()
+    }
+}
+
+/// The rows by powers of two.
+struct Buckets<'a>(&'a Times);
+
+#[derive(Serialize)]
+struct Bucket {
+    low_us: u64,
+    high_us: u64,
+    count: u64,
+}
+
+impl Serialize for Buckets<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.slots().map(|slot| Bucket {
+            low_us: slot.low_us,
+            high_us: slot.high_us,
+            count: slot.count,
+        }))
+    }
+}
+
+/// The percentiles' histogram as base64 of HdrHistogram's V2 encoding, not compressed.
+struct Hdr<'a>(&'a Times);
+
+impl Serialize for Hdr<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut encoded = Vec::new();
+        V2Serializer::new()
+            .serialize(self.0.percentiles(), &mut encoded)
+            .map_err(S::Error::custom)?;
+        serializer.collect_str(&Base64Display::new(&encoded, &STANDARD))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::slice;
+    use std::time::Duration;
+
+    use base64::Engine as _;
+    use hdrhistogram::Histogram;
+    use hdrhistogram::serialization::Deserializer;
+    use insta::assert_snapshot;
+    use serde_json::{Value, json};
+
+    use super::super::fixtures::{
+        NO_PID, at, compaction, extreme, histograms, names, options, reclaim, shown, unknown,
+    };
+    use super::super::{Format, View};
+    use super::*;
+    use crate::histogram::By;
+
+    const SCHEMA: &str = include_str!("../../../docs/json-schema.json");
+    const DOCS: &str = include_str!("../../../docs/json.md");
+
+    fn parsed(line: &str) -> Value {
+        serde_json::from_str(line).unwrap_or_else(|err| panic!("{err}: {line}"))
+    }
+
+    /// The lines, each of them as the schema says.
+    fn valid(text: &str) -> Vec<Value> {
+        let validator = jsonschema::validator_for(&parsed(SCHEMA)).expect("a schema");
+        let objects: Vec<_> = text.lines().map(parsed).collect();
+        for object in &objects {
+            assert!(validator.is_valid(object), "not as the schema says: {object}");
+        }
+        objects
+    }
+
+    fn stalls(stacks: bool, stalls: &[Stall]) -> String {
+        shown(ViewOptions { stacks, ..options(Subject::Reclaim, Format::Json) }, stalls)
+    }
+
+    fn one(stall: Stall) -> Value {
+        valid(&stalls(false, &[stall])).remove(0)
+    }
+
+    #[test]
+    fn reclaim_line() {
+        assert_snapshot!(stalls(false, &[reclaim()]), @r#"{"type":"reclaim","time":"2026-03-01T12:00:05.123456789Z","start_ns":5123456789,"duration_ns":1234567,"comm":"postgres","pid":1234,"tid":1240,"uid":1000,"cpu":3,"order":0,"gfp":["GFP_HIGHUSER_MOVABLE"],"cgroup_id":70,"cgroup":"/system.slice/pg.service","kind":"memcg","nr_scanned":64,"nr_reclaimed":37,"compaction_ready":false,"priority":11,"target_cgroup_id":71,"target_cgroup":"/system.slice","free_pages":21565,"node":null}"#);
+    }
+
+    #[test]
+    fn compaction_line() {
+        assert_snapshot!(stalls(false, &[compaction()]), @r#"{"type":"compaction","time":"2026-03-01T12:00:05.123456789Z","start_ns":5123456789,"duration_ns":1234567,"comm":"summ","pid":1234,"tid":1240,"uid":1000,"cpu":3,"order":9,"gfp":["GFP_HIGHUSER_MOVABLE"],"cgroup_id":70,"cgroup":"/system.slice/pg.service","cause":"direct","node":1,"zone":"Normal","mode":"sync_light","status":"partial_skipped","migrate_scanned":1234,"free_scanned":5678,"frag_index":0.728,"watermark_min":11284,"watermark_low":14105,"watermark_high":16926,"free_pages":14193}"#);
+    }
+
+    #[test]
+    fn histogram_line() {
+        assert_snapshot!(shown(histograms(By::Thread, Format::Json), &[reclaim()]), @r#"{"type":"histogram","since":"2026-03-01T12:00:00.000000000Z","time":"2026-03-01T12:00:10.000000000Z","subject":"reclaim","by":"thread","key":{"tid":1240,"pid":1234,"comm":"postgres"},"count":1,"total_ns":1234567,"mean_ns":1234567,"min_ns":1234567,"max_ns":1234567,"p50_ns":1234567,"p90_ns":1234567,"p99_ns":1234567,"p99_9_ns":1234567,"clamped":0,"buckets":[{"low_us":0,"high_us":1,"count":0},{"low_us":2,"high_us":3,"count":0},{"low_us":4,"high_us":7,"count":0},{"low_us":8,"high_us":15,"count":0},{"low_us":16,"high_us":31,"count":0},{"low_us":32,"high_us":63,"count":0},{"low_us":64,"high_us":127,"count":0},{"low_us":128,"high_us":255,"count":0},{"low_us":256,"high_us":511,"count":0},{"low_us":512,"high_us":1023,"count":0},{"low_us":1024,"high_us":2047,"count":1}],"hdr":"HISTEwAAAAMAAAAAAAAAAgAAAAAAAAABAAAAAAAf//8/8AAAAAAAAKscAg=="}"#);
+    }
+
+    #[test]
+    fn summary_line() {
+        let mut view = View::new(options(Subject::Compaction, Format::Json));
+        let summary = Summary {
+            stalls: 5,
+            lost: 1,
+            missed_begin: 2,
+            table_full: 3,
+            skipped: 6,
+            unfinished: 4,
+            duration: Duration::from_millis(10_001),
+            unavailable: vec!["free memory (no symbol)".to_owned()],
+        };
+        let mut out = Vec::new();
+        view.end(&mut names(), at(10), &summary, &mut out);
+        let text = String::from_utf8_lossy(&out);
+        assert_eq!(valid(&text).len(), 1);
+        assert_snapshot!(text, @r#"{"type":"summary","time":"2026-03-01T12:00:10.000000000Z","subject":"compaction","stalls":5,"lost":1,"missed_begin":2,"table_full":3,"skipped":6,"unfinished":4,"duration_ns":10001000000,"unavailable":["free memory (no symbol)"]}"#);
+    }
+
+    #[test]
+    fn every_stall_is_as_the_schema_says() {
+        let made = [reclaim(), compaction()];
+        let all: Vec<_> = made
+            .iter()
+            .flat_map(|stall| [stall.clone(), unknown(stall.clone()), extreme(stall.clone())])
+            .collect();
+        for stacks in [false, true] {
+            let objects = valid(&stalls(stacks, &all));
+            assert_eq!(objects.len(), 6);
+            for object in objects {
+                assert_eq!(object.get("stack").is_some(), stacks);
+            }
+        }
+    }
+
+    #[test]
+    fn every_histogram_is_as_the_schema_says() {
+        for by in By::ALL {
+            let many: Vec<_> = (0..5)
+                .map(|n| Stall { pid: NO_PID + n, tid: NO_PID + n, uid: n, ..reclaim() })
+                .chain([
+                    compaction(),
+                    unknown(reclaim()),
+                    extreme(reclaim()),
+                    extreme(compaction()),
+                ])
+                .collect();
+            let objects = valid(&shown(histograms(by, Format::Json), &many));
+            assert!((1..=3).contains(&objects.len()), "{by:?}");
+            for object in objects {
+                assert_eq!(object["by"], by.name());
+            }
+        }
+    }
+
+    #[test]
+    fn the_schema_is_strict() {
+        let validator = jsonschema::validator_for(&parsed(SCHEMA)).expect("a schema");
+        let mut text = stalls(false, &[reclaim(), compaction()]);
+        text += &shown(histograms(By::Uid, Format::Json), &[reclaim()]);
+        let mut view = View::new(options(Subject::Reclaim, Format::Json));
+        let mut out = Vec::new();
+        view.end(&mut names(), at(0), &Summary::default(), &mut out);
+        text += &String::from_utf8_lossy(&out);
+        let objects = valid(&text);
+        assert_eq!(objects.len(), 4);
+        for object in objects {
+            let Value::Object(fields) = object else { panic!("not an object: {object}") };
+            for name in fields.keys() {
+                let mut renamed = fields.clone();
+                let value = renamed.remove(name).unwrap_or_default();
+                assert!(!validator.is_valid(&renamed.clone().into()), "{name} may be left out");
+                renamed.insert(format!("{name}_"), value);
+                assert!(!validator.is_valid(&renamed.into()), "{name} may be called {name}_");
+            }
+        }
+    }
+
+    #[test]
+    fn the_docs_name_every_key() {
+        fn each_name(value: &Value, visit: &mut impl FnMut(&str)) {
+            match value {
+                Value::Object(fields) => {
+                    if let Some(Value::Object(properties)) = fields.get("properties") {
+                        properties.keys().for_each(|name| visit(name));
+                    }
+                    fields.values().for_each(|field| each_name(field, visit));
+                }
+                Value::Array(items) => items.iter().for_each(|item| each_name(item, visit)),
+                _ => {}
+            }
+        }
+        let mut names = 0;
+        each_name(&parsed(SCHEMA), &mut |name| {
+            names += 1;
+            assert!(DOCS.contains(&format!("`{name}`")), "docs/json.md does not name `{name}`");
+        });
+        assert!(names > 80, "{names} names found");
+    }
+
+    #[test]
+    fn unknown_is_null() {
+        let object = one(unknown(reclaim()));
+        for name in [
+            "order",
+            "gfp",
+            "cgroup_id",
+            "cgroup",
+            "nr_scanned",
+            "priority",
+            "target_cgroup_id",
+            "target_cgroup",
+            "free_pages",
+            "node",
+        ] {
+            assert_eq!(object.get(name), Some(&Value::Null), "{name}");
+        }
+        let object = one(unknown(compaction()));
+        for name in [
+            "node",
+            "zone",
+            "mode",
+            "migrate_scanned",
+            "free_scanned",
+            "frag_index",
+            "watermark_min",
+            "watermark_low",
+            "watermark_high",
+            "free_pages",
+        ] {
+            assert_eq!(object.get(name), Some(&Value::Null), "{name}");
+        }
+        assert_eq!(object["status"], "-1");
+    }
+
+    #[test]
+    fn a_cgroup_out_of_sight_has_its_id_alone() {
+        let object = one(Stall { cgroup_id: Some(5), ..reclaim() });
+        assert_eq!((&object["cgroup_id"], &object["cgroup"]), (&json!(5), &Value::Null));
+    }
+
+    #[test]
+    fn a_global_reclaim_has_no_target() {
+        let mut stall = reclaim();
+        if let Detail::Reclaim(reclaim) = &mut stall.detail {
+            reclaim.target_cgroup_id = Some(0);
+        }
+        let object = one(stall);
+        assert_eq!(
+            (&object["target_cgroup_id"], &object["target_cgroup"]),
+            (&Value::Null, &Value::Null)
+        );
+    }
+
+    #[test]
+    fn a_target_is_not_left_from_the_stall_before() {
+        let lines = stalls(false, &[reclaim(), unknown(reclaim()), reclaim()]);
+        let targets: Vec<_> =
+            valid(&lines).iter().map(|line| line["target_cgroup"].clone()).collect();
+        assert_eq!(targets, [json!("/system.slice"), Value::Null, json!("/system.slice")]);
+    }
+
+    #[test]
+    fn hostile_names_read_as_in_text() {
+        let stall = Stall { pid: NO_PID, ..extreme(reclaim()) };
+        let object = one(stall.clone());
+        assert_eq!(object["comm"], "\\x1b[2J\"'\\\\x0a\\xff💩");
+        let path = object["cgroup"].as_str().unwrap_or_default();
+        assert!(path.starts_with("/\\x1b[2J\\x0aéé") && path.len() > 4000, "{path}");
+
+        let key = |by| {
+            valid(&shown(histograms(by, Format::Json), slice::from_ref(&stall))).remove(0)["key"]
+                .take()
+        };
+        assert_eq!(key(By::Process), json!({ "pid": NO_PID, "comm": object["comm"] }));
+        assert_eq!(key(By::Cgroup), json!({ "cgroup_id": 72, "cgroup": path }));
+    }
+
+    #[test]
+    fn stacks_are_lists_of_frames() {
+        let object = valid(&stalls(true, &[reclaim()])).remove(0);
+        assert_eq!(object["stack"], json!(["do_try_to_free_pages+0x1f", "try_charge_memcg+0x2a"]));
+        let object = valid(&stalls(true, &[unknown(reclaim())])).remove(0);
+        assert_eq!(object["stack"], json!([]));
+    }
+
+    #[test]
+    fn the_hdr_payload_holds_the_same_histogram() {
+        let many: Vec<_> =
+            (1..=1000).map(|n| Stall { duration_ns: n * 1_000, ..reclaim() }).collect();
+        let object = valid(&shown(histograms(By::Uid, Format::Json), &many)).remove(0);
+        let bytes = STANDARD.decode(object["hdr"].as_str().unwrap_or_default()).expect("base64");
+        let hdr: Histogram<u64> =
+            Deserializer::new().deserialize(&mut bytes.as_slice()).expect("V2");
+        assert_eq!(object["count"], 1000);
+        assert_eq!(hdr.len(), 1000);
+        assert_eq!(object["p50_ns"], hdr.value_at_quantile(0.5));
+        assert_eq!(object["p99_9_ns"], hdr.value_at_quantile(0.999));
+        let counts = object["buckets"].as_array().map_or(0, |buckets| {
+            buckets.iter().filter_map(|bucket| bucket["count"].as_u64()).sum()
+        });
+        assert_eq!(counts, 1000);
+    }
+
+    #[test]
+    fn intervals_follow_each_other() {
+        let mut view = View::new(histograms(By::Uid, Format::Json));
+        let (mut names, mut out) = (names(), Vec::new());
+        view.begin(at(0), &mut out);
+        view.interval(&mut names, at(10), &mut out);
+        assert_eq!(out, b"", "nothing stalled");
+        view.stall(&reclaim(), &mut names, &mut out);
+        view.interval(&mut names, at(20), &mut out);
+        view.stall(&reclaim(), &mut names, &mut out);
+        view.end(&mut names, at(25), &Summary::default(), &mut out);
+        let objects = valid(&String::from_utf8_lossy(&out));
+        let spans: Vec<_> = objects.iter().map(|line| (&line["since"], &line["time"])).collect();
+        let time = |seconds| json!(format!("{:.9}", at(seconds)));
+        assert_eq!(
+            spans,
+            [(&time(10), &time(20)), (&time(20), &time(25)), (&Value::Null, &time(25)),]
+        );
+        assert_eq!(objects[1]["count"], 1);
+        assert_eq!(objects[2]["type"], "summary");
+    }
+}

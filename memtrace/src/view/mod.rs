@@ -1,0 +1,176 @@
+//! Views: what is shown of the stalls. A view knows nothing of where they come from.
+//!
+//! One file for each output; they are chosen between here only. A view appends to a buffer, so that
+//! the caller alone decides when to write and what to do about a closed pipe.
+
+mod histogram;
+mod json;
+mod rows;
+mod summary;
+mod words;
+
+#[cfg(test)]
+mod fixtures;
+
+use std::io;
+
+use jiff::{Timestamp, tz::TimeZone};
+
+use crate::histogram::{By, Histograms, process_name};
+use crate::names::Names;
+use crate::stall::Stall;
+
+pub use self::{histogram::Blocks, json::Json, rows::Rows, summary::Summary};
+
+/// What is shown and how.
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
+pub struct ViewOptions {
+    /// Which stalls there will be.
+    pub subject: Subject,
+    /// For whom.
+    pub format: Format,
+    /// Histograms instead of each stall.
+    pub histogram: Option<HistogramOptions>,
+    /// Show the time of day.
+    pub timestamp: bool,
+    /// Where the time of day is that of.
+    pub zone: TimeZone,
+    /// Show the user id in rows.
+    pub uid: bool,
+    /// Show more columns in rows.
+    pub extended: bool,
+    /// Show the kernel stack of each stall.
+    pub stacks: bool,
+    /// Leave out the rows' header.
+    pub quiet: bool,
+}
+
+/// Which stalls a view shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Reclaim of pages.
+    Reclaim,
+    /// Compaction of zones.
+    Compaction,
+}
+
+impl Subject {
+    /// Its name in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reclaim => "reclaim",
+            Self::Compaction => "compaction",
+        }
+    }
+}
+
+/// For whom a view is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+/// Which histograms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistogramOptions {
+    /// What stalls are told apart by.
+    pub by: By,
+    /// How many keys there is room for.
+    pub max_keys: usize,
+}
+
+/// One way to show stalls. The calls are `begin`, any of `stall` and `interval`, `end`.
+#[derive(Debug)]
+pub enum View {
+    /// A line for each stall.
+    Rows(Rows),
+    /// An object for each stall.
+    Json(Json),
+    /// A block of text for each key.
+    TextHistograms(Histograms, Blocks),
+    /// An object for each key.
+    JsonHistograms(Histograms, Json),
+}
+
+impl View {
+    /// The view that the options describe.
+    #[must_use]
+    pub fn new(options: ViewOptions) -> Self {
+        let histograms = options
+            .histogram
+            .map(|HistogramOptions { by, max_keys }| Histograms::new(by, max_keys));
+        match (options.format, histograms) {
+            (Format::Text, None) => Self::Rows(Rows::new(options)),
+            (Format::Json, None) => Self::Json(Json::new(&options)),
+            (Format::Text, Some(histograms)) => {
+                Self::TextHistograms(histograms, Blocks::new(options))
+            }
+            (Format::Json, Some(histograms)) => {
+                Self::JsonHistograms(histograms, Json::new(&options))
+            }
+        }
+    }
+
+    /// Starts at `at`: the header of rows, unless quiet.
+    pub fn begin(&mut self, at: Timestamp, out: &mut Vec<u8>) {
+        in_memory(match self {
+            Self::Rows(rows) => rows.header(out),
+            Self::TextHistograms(..) => Ok(()),
+            Self::Json(json) | Self::JsonHistograms(_, json) => {
+                json.begin(at);
+                Ok(())
+            }
+        });
+    }
+
+    /// Shows a stall, or counts it.
+    pub fn stall(&mut self, stall: &Stall, names: &mut Names, out: &mut Vec<u8>) {
+        in_memory(match self {
+            Self::Rows(rows) => rows.stall(stall, names, out),
+            Self::Json(json) => json.stall(stall, names, out),
+            Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) => {
+                histograms.record(stall, process_name);
+                Ok(())
+            }
+        });
+    }
+
+    /// Shows the histograms of the interval that ends at `at`, and starts the next one.
+    pub fn interval(&mut self, names: &mut Names, at: Timestamp, out: &mut Vec<u8>) {
+        in_memory(match self {
+            Self::Rows(_) | Self::Json(_) => Ok(()),
+            Self::TextHistograms(histograms, blocks) => {
+                let written = blocks.interval(histograms, names, at, out);
+                histograms.clear();
+                written
+            }
+            Self::JsonHistograms(histograms, json) => {
+                let written = json.interval(histograms, names, at, out);
+                histograms.clear();
+                written
+            }
+        });
+    }
+
+    /// Ends at `at`: histograms that have not been shown, and in JSON the summary. Text leaves the
+    /// summary to the caller, as it is no part of the data.
+    pub fn end(&mut self, names: &mut Names, at: Timestamp, summary: &Summary, out: &mut Vec<u8>) {
+        if let Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) = self
+            && !histograms.is_empty()
+        {
+            self.interval(names, at, out);
+        }
+        if let Self::Json(json) | Self::JsonHistograms(_, json) = self {
+            in_memory(json.summary(summary, at, out));
+        }
+    }
+}
+
+fn in_memory(written: io::Result<()>) {
+    written.expect("writing into memory does not fail, and nothing that is written refuses to be");
+}

@@ -1,0 +1,268 @@
+//! Every way to end: cleanly, with status 0, the last rows and the summary.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process,
+    time::Duration,
+};
+
+use anyhow::Result;
+use rustix::process::Signal;
+use tests::{
+    load::{Churning, HITS, Load, limited_cgroup},
+    rows::Output,
+    run::{Finished, Memtrace},
+    wait::wait_until,
+};
+
+fn memload() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_memload"))
+}
+
+/// This process, which has no stalls.
+fn idle() -> String {
+    process::id().to_string()
+}
+
+/// Ends memtrace by a signal while a load is at work.
+fn end_by(signal: Signal) -> Result<()> {
+    let cgroup = limited_cgroup()?;
+    let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+    let memtrace = Memtrace::start(&["drsnoop", "--json", "-p", &load.id().to_string()]);
+    load.work(&cgroup, HITS / 4)?;
+    memtrace.signal(signal);
+    let finished = memtrace.wait();
+    load.stop()?;
+    finished.assert_success();
+    let output = Output::parse(&finished.stdout)?;
+    output.summary.assert_nothing_lost();
+    assert!(!output.rows.is_empty());
+    assert_eq!(
+        output.summary.stalls,
+        output.rows.len() as u64,
+        "rows that were still waiting are shown"
+    );
+    assert_eq!(
+        finished.summary().stalls,
+        output.summary.stalls,
+        "one summary for people and one for programs"
+    );
+    assert_eq!(
+        finished.stderr.lines().count(),
+        2,
+        "what is traced, and the summary: {}",
+        finished.stderr
+    );
+    Ok(())
+}
+
+#[test]
+fn by_interrupt() -> Result<()> {
+    end_by(Signal::INT)
+}
+
+#[test]
+fn by_terminate() -> Result<()> {
+    end_by(Signal::TERM)
+}
+
+#[test]
+fn by_hang_up() -> Result<()> {
+    end_by(Signal::HUP)
+}
+
+/// On an idle host nothing wakes memtrace up but its own clock.
+#[test]
+fn by_duration_when_nothing_happens() {
+    for (args, shortest, longest) in
+        [(["-d", "1"], 1.0, 2.5), (["--duration", "1500ms"], 1.5, 3.0), (["-d", "0.2s"], 0.2, 1.7)]
+    {
+        let finished = Memtrace::start(&[&["drsnoop", "-p", &idle()], &args[..]].concat()).wait();
+        finished.assert_success();
+        // Attached is when this test noticed it, a little after memtrace's clock started.
+        let took = finished.traced().as_secs_f64() + 0.1;
+        assert!(took >= shortest && took < longest, "{args:?} took {took} s");
+        let counts = finished.summary();
+        assert_eq!(
+            (counts.stalls, counts.lost, counts.missed_begin, counts.table_full),
+            (0, 0, 0, 0)
+        );
+        assert!(
+            finished.stderr.contains(&format!("0 stalls in {shortest:.1} s")),
+            "{}",
+            finished.stderr
+        );
+    }
+}
+
+#[test]
+fn by_duration_of_compactsnoop() -> Result<()> {
+    let finished =
+        Memtrace::start(&["compactsnoop", "--json", "-p", &idle(), "-d", "300ms"]).wait();
+    finished.assert_success();
+    let Output { rows, histograms, summary } = Output::parse(&finished.stdout)?;
+    assert!(rows.is_empty() && histograms.is_empty());
+    let traced = Duration::from_nanos(summary.duration_ns);
+    assert!(traced >= Duration::from_millis(300) && traced < Duration::from_secs(1), "{traced:?}");
+    Ok(())
+}
+
+/// A histogram is printed at the end, and none where there was no stall.
+#[test]
+fn by_duration_with_a_histogram() -> Result<()> {
+    let cgroup = limited_cgroup()?;
+    let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+    let pid = load.id().to_string();
+    let memtrace =
+        Memtrace::start(&["drsnoop", "-H", "--json", "--by", "process", "-p", &pid, "-d", "1"]);
+    load.go()?;
+    let finished = memtrace.wait();
+    load.stop()?;
+    finished.assert_success();
+    let Output { rows, histograms, summary } = Output::parse(&finished.stdout)?;
+    assert!(rows.is_empty());
+    assert_eq!(histograms.len(), 1);
+    assert_eq!(histograms[0]["count"].as_u64(), Some(summary.stalls));
+
+    let finished = Memtrace::start(&["drsnoop", "-H", "-p", &idle(), "-d", "200ms"]).wait();
+    finished.assert_success();
+    assert_eq!(finished.stdout, "");
+    Ok(())
+}
+
+/// As `memtrace drsnoop | head -2` does.
+#[test]
+fn by_a_closed_pipe_when_busy() -> Result<()> {
+    for json in [false, true] {
+        let cgroup = limited_cgroup()?;
+        let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+        let pid = load.id().to_string();
+        let format = if json { &["--json"][..] } else { &[] };
+        let (memtrace, stdout) =
+            Memtrace::start_piped(&[&["drsnoop", "-p", &pid], format].concat());
+        load.go()?;
+        let mut lines = BufReader::new(stdout).lines();
+        for _ in 0..2 {
+            assert!(
+                lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())),
+                "no two lines"
+            );
+        }
+        drop(lines);
+        assert_ended_by_itself(&memtrace.wait());
+        load.stop()?;
+    }
+    Ok(())
+}
+
+/// The reader is gone and there is nothing to write, by which that is noticed otherwise.
+#[test]
+fn by_a_closed_pipe_when_nothing_happens() {
+    for args in
+        [&["drsnoop"][..], &["drsnoop", "--json"], &["compactsnoop", "-q"], &["drsnoop", "-H"]]
+    {
+        let quiet = args.contains(&"-q");
+        let idle = idle();
+        let args = [args, &["-p", &idle]].concat();
+        if quiet {
+            // Says nothing by which to know that it runs: closed before it does.
+            let mut child = tests::run::command(&args)
+                .stdout(process::Stdio::piped())
+                .stderr(process::Stdio::piped())
+                .spawn()
+                .expect("cannot start memtrace");
+            drop(child.stdout.take());
+            let mut status = None;
+            wait_until("memtrace to notice that its reader is gone", || {
+                status = child.try_wait().expect("cannot wait for memtrace");
+                status.is_some()
+            });
+            assert!(status.is_some_and(|status| status.success()), "{status:?}");
+            let output = child.wait_with_output().expect("cannot wait for memtrace");
+            assert_eq!(String::from_utf8_lossy(&output.stderr), "", "quiet");
+        } else {
+            let (memtrace, stdout) = Memtrace::start_piped(&args);
+            drop(stdout);
+            assert_ended_by_itself(&memtrace.wait());
+        }
+    }
+}
+
+#[track_caller]
+fn assert_ended_by_itself(finished: &Finished) {
+    finished.assert_success();
+    let _counts = finished.summary();
+    assert_eq!(
+        finished.stderr.lines().count(),
+        2,
+        "what is traced, and the summary: {}",
+        finished.stderr
+    );
+}
+
+/// Rows do not wait for more of them: a reader sees each within moments of its end.
+#[test]
+fn rows_are_written_while_tracing() -> Result<()> {
+    let memtrace = Memtrace::start(&["compactsnoop", "--cause", "manual"]);
+    let mut load = Load::compact(memload(), 1)?;
+    load.go()?;
+    load.wait()?;
+    wait_until("a row", || {
+        memtrace.stdout().lines().any(|line| line.contains("memload") && line.contains("manual"))
+    });
+    let finished = memtrace.stop();
+    finished.assert_success();
+    assert!(finished.stdout.ends_with('\n'));
+    for line in finished.stdout.lines() {
+        assert!(line.chars().count() <= 80, "more than 80 columns: `{line}`");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_process_that_ends_is_no_error() -> Result<()> {
+    let cgroup = limited_cgroup()?;
+    let mut load = Load::churn(memload(), &Churning { threads: 2, ..Churning::new(&cgroup) })?;
+    let (pid, tid) = (load.id().to_string(), load.workers()[0].to_string());
+    let by_process = Memtrace::start(&["drsnoop", "-p", &pid, "-d", "3"]);
+    let by_thread = Memtrace::start(&["drsnoop", "-t", &tid, "-d", "3"]);
+    load.work(&cgroup, HITS / 8)?;
+    load.stop()?;
+    for memtrace in [by_process, by_thread] {
+        let finished = memtrace.wait();
+        finished.assert_success();
+        assert!(finished.summary().stalls > 0, "{}", finished.stderr);
+        assert!(
+            finished.traced() >= Duration::from_millis(2500),
+            "ended early: {:?}",
+            finished.traced()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn quiet_means_rows_only() -> Result<()> {
+    let finished =
+        Finished::of(&mut tests::run::command(&["drsnoop", "-q", "-p", &idle(), "-d", "100ms"]));
+    finished.assert_success();
+    assert_eq!((finished.stdout.as_str(), finished.stderr.as_str()), ("", ""));
+    let finished = Finished::of(&mut tests::run::command(&[
+        "drsnoop",
+        "-q",
+        "--json",
+        "-p",
+        &idle(),
+        "-d",
+        "100ms",
+    ]));
+    finished.assert_success();
+    assert_eq!(finished.stderr, "");
+    assert_eq!(
+        Output::parse(&finished.stdout)?.summary.stalls,
+        0,
+        "a program reads the summary even so"
+    );
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! Every error: one line that says what is wrong and what to do, status 1, or 2 for a command line
+//! that makes no sense.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{self, Command},
+};
+
+use anyhow::{Context as _, Result};
+use tests::{
+    host::{NOBODY, TempDir},
+    load::{Churning, HITS, Load, limited_cgroup},
+    run::{Finished, Memtrace, binary, command},
+};
+
+/// More than any process id.
+const NO_PID: &str = "4194305";
+
+/// An event that a kernel without it is made from, and what it is called in BTF.
+const EVENT: &str = "mm_vmscan_memcg_reclaim_begin";
+
+fn memload() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_memload"))
+}
+
+/// Checks for an error of one line that contains all of `parts`.
+#[track_caller]
+fn assert_error(finished: &Finished, code: i32, parts: &[&str]) {
+    let stderr = &finished.stderr;
+    assert_eq!(finished.status.code(), Some(code), "{stderr}");
+    assert!(stderr.ends_with('\n') && stderr.lines().count() == 1, "not one line: `{stderr}`");
+    assert!(stderr.starts_with("memtrace: "), "`{stderr}`");
+    for part in parts {
+        assert!(stderr.contains(part), "nothing of `{part}` in `{stderr}`");
+    }
+    assert_eq!(finished.stdout, "", "nothing on the standard output");
+}
+
+#[track_caller]
+fn assert_refused(args: &[&str], parts: &[&str]) {
+    assert_error(&Finished::of(&mut command(args)), 1, parts);
+}
+
+#[track_caller]
+fn assert_usage(args: &[&str], parts: &[&str]) {
+    assert_error(&Finished::of(&mut command(args)), 2, parts);
+}
+
+/// Runs memtrace by another program, such as setpriv, that execs what follows its own arguments.
+fn by(program: &str, options: &[&str], memtrace: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(options).arg(memtrace).args(args);
+    command
+}
+
+/// Runs memtrace in a mount namespace of its own, after `mounts` of the shell.
+fn mounted(mounts: &str, args: &[&str]) -> Command {
+    let script = format!("{mounts} && exec \"$@\"");
+    by("unshare", &["--mount", "sh", "-c", &script, "sh"], &binary(), args)
+}
+
+/// A copy of memtrace that every user may run, wherever it was built.
+fn public_copy() -> Result<(TempDir, PathBuf)> {
+    let dir = TempDir::new()?;
+    let path = dir.path().join("memtrace");
+    fs::copy(binary(), &path).context("cannot copy memtrace")?;
+    Ok((dir, path))
+}
+
+fn as_nobody<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["--reuid", "65534", "--regid", "65534", "--clear-groups"], more].concat()
+}
+
+#[test]
+fn not_root() -> Result<()> {
+    assert_eq!(NOBODY, 65534, "the user of `as_nobody`");
+    let (_dir, memtrace) = public_copy()?;
+    for subject in ["drsnoop", "compactsnoop"] {
+        let finished = Finished::of(&mut by("setpriv", &as_nobody(&[]), &memtrace, &[subject]));
+        assert_error(&finished, 1, &["CAP_BPF", "CAP_PERFMON", "sudo"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn one_capability_missing() {
+    for (dropped, missing, present) in
+        [("-perfmon", "CAP_PERFMON", "CAP_BPF"), ("-bpf", "CAP_BPF", "CAP_PERFMON")]
+    {
+        let options = ["--bounding-set", &format!("-sys_admin,{dropped}")];
+        let finished = Finished::of(&mut by("setpriv", &options, &binary(), &["drsnoop"]));
+        assert_error(&finished, 1, &[missing]);
+        let what = finished.stderr.split(';').next().unwrap_or_default();
+        assert!(!what.contains(present), "`{present}` is not missing: `{what}`");
+    }
+}
+
+/// The two that it asks for are all that it needs.
+#[test]
+fn two_capabilities_are_enough() -> Result<()> {
+    let (_dir, memtrace) = public_copy()?;
+    let options =
+        as_nobody(&["--inh-caps=-all,+bpf,+perfmon", "--ambient-caps=-all,+bpf,+perfmon"]);
+    for subject in ["drsnoop", "compactsnoop"] {
+        let args = [subject, "--json", "-p", "1", "-d", "100ms"];
+        Finished::of(&mut by("setpriv", &options, &memtrace, &args)).assert_success();
+    }
+    Ok(())
+}
+
+#[test]
+fn no_btf() {
+    let finished = Finished::of(&mut mounted("mount -t tmpfs none /sys/kernel/btf", &["drsnoop"]));
+    assert_error(&finished, 1, &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"]);
+}
+
+/// Makes a BTF that lacks [`EVENT`]; gives the command that puts it in the kernel's place.
+fn without_event(dir: &TempDir) -> Result<String> {
+    let name = format!("btf_trace_{EVENT}\0").into_bytes();
+    let mut btf = fs::read("/sys/kernel/btf/vmlinux").context("cannot read the kernel's BTF")?;
+    let at = btf
+        .windows(name.len())
+        .position(|window| window == name)
+        .context("the kernel lacks the event already")?;
+    btf[at..at + 3].copy_from_slice(b"xxx");
+    let path = dir.path().join("vmlinux");
+    fs::write(&path, btf).context("cannot write a BTF")?;
+    Ok(format!("mount --bind {} /sys/kernel/btf/vmlinux", path.display()))
+}
+
+/// What is there is traced, and what is not is named at the end.
+#[test]
+fn kernel_without_one_of_the_tracepoints() -> Result<()> {
+    let dir = TempDir::new()?;
+    let mount = without_event(&dir)?;
+    let finished = Finished::of(&mut mounted(&mount, &["drsnoop", "-d", "100ms"]));
+    finished.assert_success();
+    let summary = finished.stderr.lines().last().unwrap_or_default();
+    assert!(summary.contains("not available") && summary.contains(EVENT), "`{}`", finished.stderr);
+    Ok(())
+}
+
+#[test]
+fn kernel_without_the_only_tracepoint() -> Result<()> {
+    let dir = TempDir::new()?;
+    let mount = without_event(&dir)?;
+    let finished = Finished::of(&mut mounted(&mount, &["drsnoop", "--kind", "memcg"]));
+    assert_error(&finished, 1, &[EVENT]);
+    Ok(())
+}
+
+#[test]
+fn lockdown() {
+    for (state, refused) in
+        [("none integrity [confidentiality]", true), ("none [integrity] confidentiality", false)]
+    {
+        let mount = format!(
+            "mount -t tmpfs none /sys/kernel/security && echo '{state}' > /sys/kernel/security/lockdown"
+        );
+        let finished = Finished::of(&mut mounted(&mount, &["drsnoop", "-d", "100ms"]));
+        if refused {
+            assert_error(&finished, 1, &["lockdown", "confidentiality", "integrity"]);
+        } else {
+            finished.assert_success();
+        }
+    }
+}
+
+/// Kernels since 5.11 charge the memory of eBPF to cgroups instead.
+#[test]
+fn no_memory_may_be_locked() -> Result<()> {
+    let cgroup = limited_cgroup()?;
+    let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+    let pid = load.id().to_string();
+    let args = ["drsnoop", "-p", &pid];
+    let memtrace = Memtrace::spawn(&mut by("prlimit", &["--memlock=0:0"], &binary(), &args));
+    load.work(&cgroup, HITS / 8)?;
+    load.stop()?;
+    let finished = memtrace.stop();
+    finished.assert_success();
+    assert!(finished.summary().stalls > 0, "{}", finished.stderr);
+    assert_eq!(
+        finished.stderr.lines().count(),
+        2,
+        "what is traced, and the summary: {}",
+        finished.stderr
+    );
+    Ok(())
+}
+
+#[test]
+fn unknown_processes_and_threads() -> Result<()> {
+    for subject in ["drsnoop", "compactsnoop"] {
+        assert_refused(&[subject, "-p", NO_PID], &["--pid", NO_PID, "ps -e"]);
+        assert_refused(
+            &[subject, "-p", &format!("{},{NO_PID}", process::id())],
+            &["--pid", NO_PID],
+        );
+        assert_refused(&[subject, "-t", NO_PID], &["--tid", NO_PID, "ps -eL"]);
+    }
+    // A thread is no process.
+    let cgroup = limited_cgroup()?;
+    let load = Load::churn(memload(), &Churning::new(&cgroup))?;
+    let (pid, tid) = (load.id().to_string(), load.workers()[0].to_string());
+    assert_refused(&["drsnoop", "-p", &tid], &["--pid", &tid, &format!("--tid {tid}"), &pid]);
+    assert_usage(&["drsnoop", "-p", "one"], &["one", "--pid"]);
+    assert_usage(&["drsnoop", "-t", "4294967296"], &["4294967296", "--tid"]);
+    Ok(())
+}
+
+#[test]
+fn unknown_users() {
+    assert_refused(&["drsnoop", "-u", "no-such-user"], &["--uid", "no-such-user", "getent"]);
+    assert_refused(&["drsnoop", "-u", "4294967296"], &["--uid", "4294967296"]);
+}
+
+#[test]
+fn impossible_names() {
+    assert_refused(
+        &["drsnoop", "-n", "longer-than-fifteen"],
+        &["--comm", "longer-than-fifteen", "15"],
+    );
+    assert_refused(&["drsnoop", "-n", ""], &["--comm", "15"]);
+}
+
+#[test]
+fn unknown_cgroups() {
+    assert_refused(
+        &["drsnoop", "-c", "/no/such/cgroup"],
+        &["--cgroup", "/no/such/cgroup", "/proc/PID/cgroup"],
+    );
+    assert_refused(&["drsnoop", "-c", "/var/tmp"], &["--cgroup", "/var/tmp", "not a cgroup"]);
+    // Another controller's hierarchy of cgroup v1, on hosts that have one.
+    let cpu = Path::new("/sys/fs/cgroup/cpu");
+    if cpu.join("cgroup.procs").exists() && !cpu.join("memory.limit_in_bytes").exists() {
+        assert_refused(
+            &["drsnoop", "-c", "/sys/fs/cgroup/cpu"],
+            &["--cgroup", "/sys/fs/cgroup/cpu", "memory"],
+        );
+    }
+}
+
+#[test]
+fn bad_durations() {
+    for bad in ["abc", "0", "10parsecs", ""] {
+        assert_usage(&["drsnoop", "-d", bad], &["--duration", bad]);
+        assert_usage(&["compactsnoop", "-m", bad], &["--min-latency", bad]);
+    }
+    assert_usage(&["drsnoop", "-m", "10"], &["--min-latency", "10ms"]);
+    assert_usage(&["drsnoop", "-d", "-1"], &["-1"]);
+}
+
+#[test]
+fn contradictions() {
+    assert_usage(&["drsnoop", "-q", "-v"], &["--quiet", "--verbose"]);
+    assert_usage(&["drsnoop", "--by", "comm"], &["--histogram"]);
+    assert_usage(&["drsnoop", "--max-keys", "5"], &["--histogram"]);
+    assert_usage(&["drsnoop", "1"], &["--histogram"]);
+    assert_usage(&["compactsnoop", "1", "5"], &["--histogram"]);
+    assert_usage(&["drsnoop", "-H", "-e"], &["--histogram", "--extended"]);
+    assert_usage(&["drsnoop", "-H", "-K"], &["--histogram", "--kernel-stack"]);
+    assert_usage(&["drsnoop", "-H", "-U"], &["--histogram", "--print-uid"]);
+}
+
+#[test]
+fn bad_values() {
+    assert_usage(&["drsnoop", "-H", "1", "0"], &["0", "COUNT"]);
+    assert_usage(&["drsnoop", "-H", "0"], &["0", "INTERVAL"]);
+    assert_usage(&["drsnoop", "-H", "--max-keys", "0"], &["--max-keys"]);
+    assert_usage(&["drsnoop", "-H", "--by", "shoe-size"], &["--by", "shoe-size", "cgroup"]);
+    assert_usage(&["drsnoop", "--kind", "sorry"], &["--kind", "sorry", "memcg"]);
+    assert_usage(&["compactsnoop", "--cause", "sorry"], &["--cause", "sorry", "kcompactd"]);
+    assert_usage(&["compactsnoop", "--kind", "direct"], &["--kind"]);
+    assert_usage(&["drsnoop", "--cause", "direct"], &["--cause"]);
+    assert_usage(&["drsnoop", "--buffer-size", "lots"], &["--buffer-size", "lots", "4M"]);
+    assert_usage(&["drsnoop", "--max-stalled", "0"], &["--max-stalled"]);
+    assert_usage(&["drsnoop", "--no-such-option"], &["--no-such-option"]);
+    assert_usage(&["snoop"], &["snoop"]);
+}
+
+/// What may go together does.
+#[test]
+fn no_contradictions() {
+    for args in [
+        &["drsnoop", "--json", "-K"][..],
+        &["drsnoop", "--json", "-e", "-T", "-U"],
+        &["drsnoop", "-H", "-T"],
+        &["drsnoop", "-q", "-H", "--by", "cause", "--max-keys", "1"],
+        &["compactsnoop", "-v", "-K", "-e", "-U", "-T"],
+    ] {
+        Finished::of(&mut command(&[args, &["-d", "50ms"]].concat())).assert_success();
+    }
+}

@@ -1,0 +1,110 @@
+//! The eBPF programs load and attach on this kernel, in every combination of options that changes
+//! them. The verifier sees options as constants and judges only the code that they leave.
+//!
+//! Filters are separate branches, one after the other, of all programs, so each subset of them is
+//! tried with all the rest switched on. What is shown, and the log, is tried with no filter and with
+//! all of them.
+
+use std::process;
+
+use anyhow::Result;
+use tests::{
+    cgroup::{Cgroup, Hierarchy},
+    run::{Finished, command},
+};
+
+const DRSNOOP_KINDS: [&str; 6] =
+    ["direct", "memcg", "softlimit", "node", "proactive", "direct,memcg,softlimit,node,proactive"];
+const COMPACTSNOOP_CAUSES: [&str; 6] = [
+    "direct",
+    "kcompactd",
+    "proactive",
+    "manual",
+    "other",
+    "direct,kcompactd,proactive,manual,other",
+];
+
+/// What changes the programs beside filters: the extended fields and the stack.
+const SHOWN: [&[&str]; 6] =
+    [&[], &["-e"], &["--json"], &["-K"], &["-e", "-K"], &["-H", "--by", "cgroup"]];
+
+/// All subsets of the filters, at most one of them on cgroups.
+fn filters(cgroups: &[Cgroup]) -> Vec<Vec<String>> {
+    let pid = process::id().to_string();
+    let simple = [["-p", &pid], ["-t", &pid], ["-u", "0"], ["-n", "memload"]];
+    let mut subsets = vec![Vec::new()];
+    for filter in simple {
+        let with: Vec<_> = subsets
+            .iter()
+            .map(|subset: &Vec<String>| [&subset[..], &filter.map(str::to_owned)].concat())
+            .collect();
+        subsets.extend(with);
+    }
+    let without_cgroup = subsets.clone();
+    for cgroup in cgroups {
+        let filter = ["-c".to_owned(), cgroup.path().display().to_string()];
+        subsets.extend(without_cgroup.iter().map(|subset| [&subset[..], &filter].concat()));
+    }
+    subsets
+}
+
+fn cgroups() -> Result<Vec<Cgroup>> {
+    Hierarchy::all()?.iter().map(Cgroup::plain).collect()
+}
+
+/// Runs memtrace for a moment. It says why it does not load, should it not.
+#[track_caller]
+fn assert_loads(subject: &str, options: &[&[&str]], filter: &[String]) {
+    let mut args: Vec<&str> = vec![subject, "-d", "1ms"];
+    args.extend(options.iter().copied().flatten());
+    args.extend(filter.iter().map(String::as_str));
+    let finished = Finished::of(&mut command(&args));
+    assert!(finished.status.success(), "{args:?}: {}", finished.stderr);
+}
+
+fn every_filter(subject: &str) -> Result<()> {
+    let cgroups = cgroups()?;
+    assert!(!cgroups.is_empty(), "this host has no cgroups");
+    for filter in filters(&cgroups) {
+        assert_loads(subject, &[&["--json", "-K"]], &filter);
+    }
+    Ok(())
+}
+
+fn everything_else(subject: &str, option: &str, kinds: &[&str]) -> Result<()> {
+    let cgroups = cgroups()?;
+    let (all, none) = (filters(&cgroups).pop().unwrap_or_default(), Vec::new());
+    for shown in SHOWN {
+        for filter in [&none, &all] {
+            for verbose in [&[][..], &["-v"]] {
+                assert_loads(subject, &[shown, verbose], filter);
+            }
+        }
+    }
+    for kind in kinds {
+        for shown in [SHOWN[0], SHOWN[4]] {
+            assert_loads(subject, &[&[option, kind], shown], &none);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn drsnoop_with_every_filter() -> Result<()> {
+    every_filter("drsnoop")
+}
+
+#[test]
+fn compactsnoop_with_every_filter() -> Result<()> {
+    every_filter("compactsnoop")
+}
+
+#[test]
+fn drsnoop_with_everything_else() -> Result<()> {
+    everything_else("drsnoop", "--kind", &DRSNOOP_KINDS)
+}
+
+#[test]
+fn compactsnoop_with_everything_else() -> Result<()> {
+    everything_else("compactsnoop", "--cause", &COMPACTSNOOP_CAUSES)
+}

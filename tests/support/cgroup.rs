@@ -1,0 +1,229 @@
+//! Cgroups of our own, in the memory controller's hierarchy (v1 or v2) or in plain cgroup v2.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// How long a cgroup may stay busy after its last process was told to go.
+const REMOVAL_BUDGET: Duration = Duration::from_secs(10);
+
+/// Beginning of the names of the tests' cgroups.
+pub const TEST: &str = "memtrace-test";
+
+/// A cgroup hierarchy of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Where it is mounted.
+    pub mount: PathBuf,
+    /// Which version of the interface.
+    pub version: Version,
+    /// Whether the memory controller is in it.
+    pub memory: bool,
+}
+
+/// Versions of the cgroup interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// One hierarchy for each controller.
+    V1,
+    /// One hierarchy for all.
+    V2,
+}
+
+impl Hierarchy {
+    /// The hierarchies among this host's mounts that are cgroup v2 or have the memory controller.
+    pub fn all() -> Result<Vec<Self>> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")
+            .context("cannot read /proc/self/mountinfo")?;
+        Ok(mounts.lines().filter_map(Self::from_mount).collect())
+    }
+
+    /// The one with the memory controller.
+    pub fn memory() -> Result<Self> {
+        Self::all()?
+            .into_iter()
+            .find(|hierarchy| hierarchy.memory)
+            .context("this host has no cgroup hierarchy with a memory controller: mount one")
+    }
+
+    /// The hierarchy of `version`, where the host has it.
+    pub fn of(version: Version) -> Result<Option<Self>> {
+        Ok(Self::all()?.into_iter().find(|hierarchy| hierarchy.version == version))
+    }
+
+    fn from_mount(line: &str) -> Option<Self> {
+        let (mount, kind) = line.split_once(" - ")?;
+        let mount = PathBuf::from(mount.split(' ').nth(4)?);
+        let mut kind = kind.split(' ');
+        match kind.next()? {
+            "cgroup2" => {
+                let controllers = fs::read_to_string(mount.join("cgroup.controllers")).ok()?;
+                let memory = controllers.split_whitespace().any(|name| name == "memory");
+                Some(Self { mount, version: Version::V2, memory })
+            }
+            "cgroup" if kind.nth(1)?.split(',').any(|option| option == "memory") => {
+                Some(Self { mount, version: Version::V1, memory: true })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A cgroup that is removed when dropped, after what is left in it was moved to the root.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    hierarchy: Hierarchy,
+}
+
+impl Cgroup {
+    /// Makes a cgroup below the root of the memory controller's hierarchy, with a limit in bytes,
+    /// under a name that begins with `name`.
+    pub fn limited(name: &str, limit: u64) -> Result<Self> {
+        let hierarchy = Hierarchy::memory()?;
+        if hierarchy.version == Version::V2 {
+            delegate(&hierarchy.mount)?;
+        }
+        let cgroup = Self::create(hierarchy.mount.clone(), name, hierarchy)?;
+        cgroup.set_limit(limit)?;
+        Ok(cgroup)
+    }
+
+    /// Makes a cgroup without a limit below the root of `hierarchy`.
+    pub fn plain(hierarchy: &Hierarchy) -> Result<Self> {
+        Self::create(hierarchy.mount.clone(), TEST, hierarchy.clone())
+    }
+
+    /// Makes a cgroup below this one.
+    pub fn child(&self) -> Result<Self> {
+        Self::create(self.path.clone(), TEST, self.hierarchy.clone())
+    }
+
+    fn create(parent: PathBuf, name: &str, hierarchy: Hierarchy) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut path = parent;
+        path.push(format!("{name}-{}-{number}", process::id()));
+        fs::create_dir(&path)
+            .with_context(|| format!("cannot create cgroup `{}`", path.display()))?;
+        Ok(Self { path, hierarchy })
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its path below the root of its hierarchy, with a slash in front.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let below = self.path.strip_prefix(&self.hierarchy.mount).unwrap_or(&self.path);
+        format!("/{}", below.display())
+    }
+
+    /// Its id: the inode number of its directory.
+    pub fn id(&self) -> Result<u64> {
+        let meta = fs::metadata(&self.path)
+            .with_context(|| format!("no cgroup `{}`", self.path.display()))?;
+        Ok(meta.ino())
+    }
+
+    /// Moves a process with all its threads into it.
+    pub fn add(&self, pid: u32) -> Result<()> {
+        self.write("cgroup.procs", &pid.to_string())
+    }
+
+    /// How often its limit was hit so far: about twice for each time that the kernel reclaimed.
+    pub fn limit_hits(&self) -> Result<u64> {
+        let (file, key) = match self.hierarchy.version {
+            Version::V1 => ("memory.failcnt", ""),
+            Version::V2 => ("memory.events", "max "),
+        };
+        let text = fs::read_to_string(self.path.join(file))
+            .with_context(|| format!("cannot read `{file}`"))?;
+        let number = text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
+        number.with_context(|| format!("unknown form of `{file}`: `{text}`"))
+    }
+
+    /// Whether the kernel offers proactive reclaim for it.
+    #[must_use]
+    pub fn has_reclaim_file(&self) -> bool {
+        self.path.join("memory.reclaim").exists()
+    }
+
+    /// Has the kernel reclaim so many bytes of it now; it may find fewer.
+    pub fn reclaim(&self, bytes: u64) -> Result<()> {
+        match fs::write(self.path.join("memory.reclaim"), bytes.to_string()) {
+            Err(err) if err.kind() != std::io::ErrorKind::WouldBlock => {
+                Err(err).context("cannot write to memory.reclaim")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn set_limit(&self, bytes: u64) -> Result<()> {
+        let file = match self.hierarchy.version {
+            Version::V1 => "memory.limit_in_bytes",
+            Version::V2 => "memory.max",
+        };
+        self.write(file, &bytes.to_string())
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<()> {
+        let path = self.path.join(file);
+        fs::write(&path, value)
+            .with_context(|| format!("cannot write `{value}` to `{}`", path.display()))
+    }
+
+    fn evict(&self) -> Result<()> {
+        let root = self.hierarchy.mount.join("cgroup.procs");
+        let procs = fs::read_to_string(self.path.join("cgroup.procs"))?;
+        for pid in procs.lines() {
+            // A process that is gone by now need not be moved.
+            let _moved: std::io::Result<()> = fs::write(&root, pid);
+        }
+        Ok(())
+    }
+
+    fn remove(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            self.evict()?;
+            // A process that has just ended keeps its cgroup busy for a moment.
+            let Err(err) = fs::remove_dir(&self.path) else { return Ok(()) };
+            if start.elapsed() > REMOVAL_BUDGET {
+                bail!("cannot remove cgroup `{}`: {err}", self.path.display());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if let Err(err) = self.remove() {
+            eprintln!("{err:#}");
+        }
+    }
+}
+
+/// Lets the cgroups below the root of cgroup v2 have a memory controller.
+fn delegate(root: &Path) -> Result<()> {
+    let path = root.join("cgroup.subtree_control");
+    let given =
+        fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    if given.split_whitespace().any(|name| name == "memory") {
+        return Ok(());
+    }
+    fs::write(&path, "+memory")
+        .with_context(|| format!("cannot write `+memory` to `{}`", path.display()))
+}

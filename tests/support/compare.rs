@@ -1,0 +1,210 @@
+//! Whether memtrace and the oracle saw the same stalls.
+//!
+//! Both measure a stall between the same two tracepoints, one a little later than the other. So the
+//! two measurements of a stall overlap, and two stalls of one thread and mechanism never do: what
+//! overlaps is the same stall, however busy the host is.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    oracle::{Mechanism, Stall},
+    rows::Row,
+    run::Finished,
+};
+
+/// Most of the times agree within this: the cost of the probes themselves and an interrupt.
+pub const USUAL: Duration = Duration::from_micros(50);
+
+/// Share of the times that agree within [`USUAL`].
+pub const USUAL_SHARE: f64 = 0.99;
+
+/// All of the times agree within this. Between the two measurements, the host may take the virtual
+/// CPU away for as long as it likes; it is seldom more than a tick or two.
+pub const LIMIT: Duration = Duration::from_millis(20);
+
+/// The oracle's times are rounded to microseconds.
+const ROUNDING_NS: u64 = 1000;
+
+/// The stalls that both saw, and those that only one did.
+#[derive(Debug)]
+pub struct Matched<'a> {
+    /// Seen by both.
+    pub pairs: Vec<(&'a Stall, &'a Row)>,
+    /// Seen by the oracle only.
+    pub missing: Vec<&'a Stall>,
+    /// Seen by memtrace only.
+    pub extra: Vec<&'a Row>,
+}
+
+/// What both saw of one thread and mechanism.
+#[derive(Default)]
+struct Sequences<'a> {
+    stalls: Vec<&'a Stall>,
+    rows: Vec<&'a Row>,
+}
+
+/// Matches stalls by thread, mechanism and time.
+///
+/// # Panics
+/// When one of the two shows overlapping stalls of one thread and mechanism.
+#[must_use]
+#[track_caller]
+pub fn match_up<'a>(
+    stalls: impl IntoIterator<Item = &'a Stall>,
+    rows: impl IntoIterator<Item = &'a Row>,
+) -> Matched<'a> {
+    let mut keys: BTreeMap<(u32, Mechanism), Sequences<'_>> = BTreeMap::new();
+    for stall in stalls {
+        keys.entry((stall.tid, stall.mechanism)).or_default().stalls.push(stall);
+    }
+    for row in rows {
+        keys.entry((row.tid, row.mechanism)).or_default().rows.push(row);
+    }
+    let mut matched = Matched { pairs: Vec::new(), missing: Vec::new(), extra: Vec::new() };
+    for Sequences { mut stalls, mut rows } in keys.into_values() {
+        stalls.sort_by_key(|stall| stall.begin_ns);
+        rows.sort_by_key(|row| row.start_ns);
+        for pair in rows.windows(2) {
+            assert!(
+                pair[0].end_ns() <= pair[1].start_ns,
+                "one thread in two stalls at once: {:?} and {:?}",
+                pair[0],
+                pair[1]
+            );
+        }
+        matched.sequences(&stalls, &rows);
+    }
+    matched
+}
+
+impl<'a> Matched<'a> {
+    /// Leaves out what memtrace need not have seen: stalls not wholly within the time in which it
+    /// was there for certain.
+    #[must_use]
+    pub fn within(mut self, memtrace: &Finished) -> Self {
+        self.missing.retain(|stall| {
+            stall.begin_ns > memtrace.attached_ns && stall.end_ns < memtrace.stopping_ns
+        });
+        self
+    }
+
+    /// Matches the stalls of one thread and mechanism, in the order of time.
+    fn sequences(&mut self, stalls: &[&'a Stall], rows: &[&'a Row]) {
+        let mut rows = rows.iter().copied().peekable();
+        for &stall in stalls {
+            while let Some(row) = rows.next_if(|row| row.end_ns() + ROUNDING_NS < stall.begin_ns) {
+                self.extra.push(row);
+            }
+            match rows.next_if(|row| row.start_ns <= stall.end_ns + ROUNDING_NS) {
+                Some(row) => self.pairs.push((stall, row)),
+                None => self.missing.push(stall),
+            }
+        }
+        self.extra.extend(rows);
+    }
+
+    /// Checks that none is missing and none extra, and that what both saw is the same.
+    ///
+    /// # Panics
+    /// When that is not so.
+    #[track_caller]
+    pub fn assert_same(&self) {
+        self.assert_none_missing();
+        self.assert_none_extra();
+        self.assert_pairs_agree();
+    }
+
+    /// Checks that memtrace saw all that the oracle saw.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[track_caller]
+    pub fn assert_none_missing(&self) {
+        let (count, first) = (self.missing.len(), self.missing.first());
+        assert!(
+            count == 0,
+            "memtrace missed {count} stalls, {} agree; the first: {first:#?}",
+            self.pairs.len()
+        );
+    }
+
+    /// Checks that memtrace saw nothing else.
+    ///
+    /// # Panics
+    /// When it did.
+    #[track_caller]
+    pub fn assert_none_extra(&self) {
+        let (count, first) = (self.extra.len(), self.extra.first());
+        assert!(
+            count == 0,
+            "memtrace made {count} stalls up, {} agree; the first: {first:#?}",
+            self.pairs.len()
+        );
+    }
+
+    /// Checks that what both saw is the same.
+    ///
+    /// # Panics
+    /// When it is not.
+    #[track_caller]
+    pub fn assert_pairs_agree(&self) {
+        for (stall, row) in &self.pairs {
+            assert_eq!(
+                row.detail, stall.detail,
+                "memtrace's row {} is not the oracle's {stall:#?}",
+                row.value
+            );
+            assert_eq!(
+                row.cpu, stall.cpu,
+                "another CPU in memtrace's row {} than in the oracle's {stall:#?}",
+                row.value
+            );
+            if let Some(comm) = &stall.comm {
+                assert_eq!(
+                    row.comm, *comm,
+                    "another name in memtrace's row {} than in the oracle's {stall:#?}",
+                    row.value
+                );
+            }
+        }
+        self.assert_times_agree();
+    }
+
+    #[track_caller]
+    fn assert_times_agree(&self) {
+        let starts = self.pairs.iter().map(|(stall, row)| row.start_ns.abs_diff(stall.begin_ns));
+        let ends = self.pairs.iter().map(|(stall, row)| row.end_ns().abs_diff(stall.end_ns));
+        let durations = self
+            .pairs
+            .iter()
+            .map(|(stall, row)| row.duration_ns.abs_diff(stall.end_ns - stall.begin_ns));
+        assert_within_bounds("begin", starts.collect());
+        assert_within_bounds("end", ends.collect());
+        assert_within_bounds("duration", durations.collect());
+    }
+}
+
+#[track_caller]
+fn assert_within_bounds(what: &str, mut differences: Vec<u64>) {
+    differences.sort_unstable();
+    let Some(&largest) = differences.last() else { return };
+    let usual =
+        differences.partition_point(|&difference| u128::from(difference) <= USUAL.as_nanos());
+    let share = usual as f64 / differences.len() as f64;
+    let median = differences[differences.len() / 2];
+    println!(
+        "{what}: differences of {median} ns at the median, {largest} ns at most, {share:.4} within {USUAL:?}"
+    );
+    // Of a few, one that an interrupt hit is more than that share.
+    let few = differences.len() - usual <= 1;
+    assert!(
+        few || share >= USUAL_SHARE,
+        "the {what} differs by more than {USUAL:?} in {} of {}",
+        differences.len() - usual,
+        differences.len()
+    );
+    assert!(
+        u128::from(largest) <= LIMIT.as_nanos(),
+        "the {what} differs by {largest} ns, more than {LIMIT:?}"
+    );
+}

@@ -1,0 +1,16 @@
+//! What memtrace's integration tests share: loads that make stalls happen, the ftrace oracle that
+//! says which stalls there were, and memtrace itself as a child process.
+//!
+//! Everything that changes the host (a cgroup, a mount, a tracefs instance, a process) is a guard
+//! that puts it back when dropped, also when a test panics.
+
+pub mod cgroup;
+pub mod churn;
+pub mod compact;
+pub mod compare;
+pub mod host;
+pub mod load;
+pub mod oracle;
+pub mod rows;
+pub mod run;
+pub mod wait;
