@@ -22,10 +22,15 @@ pub enum Profile {
     Release,
 }
 
-/// Builds memtrace, with the object in it.
+/// Builds memtrace, with the object in it, and memload, which makes stalls to look at.
 pub fn build(profile: Profile) -> Result<()> {
     let mut cargo = cargo();
-    cargo.current_dir(workspace()?).args(["build", "--package", "memtrace"]);
+    cargo.current_dir(workspace()?).args([
+        "build",
+        "--package=memtrace",
+        "--package=tests",
+        "--bins",
+    ]);
     if let Profile::Release = profile {
         cargo.arg("--release");
     }

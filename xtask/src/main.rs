@@ -30,7 +30,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Build memtrace with its eBPF probes in it
+    /// Build memtrace with its eBPF probes in it, and memload, which makes stalls
     Build {
         /// Build with the dev profile: quicker to build, slower to run
         #[arg(long)]
