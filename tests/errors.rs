@@ -210,6 +210,15 @@ fn unknown_processes_and_threads() -> Result<()> {
 }
 
 #[test]
+fn process_ids_of_another_namespace() {
+    let options = ["--pid", "--fork", "--mount-proc"];
+    for option in ["--pid=1", "--tid=1"] {
+        let finished = Finished::of(&mut by("unshare", &options, &binary(), &["drsnoop", option]));
+        assert_error(&finished, 1, &["PID namespace", "run it on the host"]);
+    }
+}
+
+#[test]
 fn unknown_users() {
     assert_refused(&["drsnoop", "-u", "no-such-user"], &["--uid", "no-such-user", "getent"]);
     assert_refused(&["drsnoop", "-u", "4294967296"], &["--uid", "4294967296"]);

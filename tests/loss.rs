@@ -173,3 +173,26 @@ fn stalls_in_progress_when_attaching() -> Result<()> {
     );
     Ok(())
 }
+
+/// memtrace ends while eight threads are at work, until that leaves a stall behind.
+#[test]
+fn stalls_in_progress_at_the_end() -> Result<()> {
+    const ATTEMPTS: usize = 10;
+    let cgroup = limited_cgroup()?;
+    let mut load = Load::churn(memload(), &Churning { threads: 8, ..Churning::new(&cgroup) })?;
+    let pid = load.id().to_string();
+    load.work(&cgroup, 1)?;
+    let mut unfinished = 0;
+    for _ in 0..ATTEMPTS {
+        let finished = Memtrace::start(&["drsnoop", "--json", "-p", &pid]).stop();
+        finished.assert_success();
+        unfinished = Output::parse(&finished.stdout)?.summary.unfinished;
+        assert!(unfinished <= 8, "{unfinished} stalls of eight threads at once");
+        if unfinished > 0 {
+            break;
+        }
+    }
+    load.stop()?;
+    assert!(unfinished > 0, "ended {ATTEMPTS} times beside eight busy threads that never stalled");
+    Ok(())
+}

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use memtrace_common::{
     config::wanted,
-    counter,
+    counter, in_progress,
     record::{Compaction, ZONE_NAME_LEN, cause, known, mechanism},
 };
 
@@ -29,22 +29,6 @@ const MAX_ORDERS: u32 = 16;
 /// Hints about threads that may be about to compact.
 const MAX_HINTS: u32 = 4096;
 
-/// What is remembered from begin to end.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Begin {
-    start_ns: u64,
-    zone: u64,
-    watermarks: [u64; 3],
-    free_pages: u64,
-    frag_index: i32,
-    order: i32,
-    gfp: u32,
-    cause: u32,
-    mode: u32,
-    known: u32,
-}
-
 /// What kernels before 5.18 tell ahead of the begin.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -59,7 +43,7 @@ struct Hint {
 
 /// Compactions in progress by thread; user space sets its size.
 #[map]
-static COMPACTIONS: HashMap<u32, Begin> = HashMap::with_max_entries(1, 0);
+static COMPACTIONS: HashMap<u32, in_progress::Compaction> = HashMap::with_max_entries(1, 0);
 
 /// Hints by thread. Most are never followed by a begin, so old ones make room for new ones.
 #[map]
@@ -172,8 +156,8 @@ fn compact_end(ctx: RawTracePointContext) -> i32 {
 
 /// Reads the begin out of a `struct compact_control`.
 #[inline(always)]
-fn from_control(control: u64) -> Begin {
-    let mut begin = Begin::new(kernel::read(control, layout!(compact_control_zone)).unwrap_or(0));
+fn from_control(control: u64) -> in_progress::Compaction {
+    let mut begin = begin_in(kernel::read(control, layout!(compact_control_zone)).unwrap_or(0));
     if let Some(order) = kernel::read(control, layout!(compact_control_order)) {
         begin.order = order;
         begin.known |= known::ORDER;
@@ -192,9 +176,9 @@ fn from_control(control: u64) -> Begin {
 
 /// Puts the begin together from what went before it, on kernels that pass page frame numbers.
 #[inline(always)]
-fn from_hint(ctx: &RawTracePointContext, tid: u32) -> Begin {
+fn from_hint(ctx: &RawTracePointContext, tid: u32) -> in_progress::Compaction {
     let hint = hint(tid);
-    let mut begin = Begin::new(hint.zone);
+    let mut begin = begin_in(hint.zone);
     if hint.zone == 0 {
         return begin;
     }
@@ -222,21 +206,20 @@ fn from_hint(ctx: &RawTracePointContext, tid: u32) -> Begin {
     begin
 }
 
-impl Begin {
-    #[inline(always)]
-    fn new(zone: u64) -> Self {
-        Self {
-            start_ns: 0,
-            zone,
-            watermarks: [0; 3],
-            free_pages: 0,
-            frag_index: 0,
-            order: 0,
-            gfp: 0,
-            cause: cause::OTHER,
-            mode: 0,
-            known: 0,
-        }
+/// A begin of which nothing is known but the zone.
+#[inline(always)]
+fn begin_in(zone: u64) -> in_progress::Compaction {
+    in_progress::Compaction {
+        start_ns: 0,
+        zone,
+        watermarks: [0; 3],
+        free_pages: 0,
+        frag_index: 0,
+        order: 0,
+        gfp: 0,
+        cause: cause::OTHER,
+        mode: 0,
+        known: 0,
     }
 }
 
@@ -272,7 +255,7 @@ fn is_kcompactd(zone: u64) -> bool {
 
 /// Reads the zone's watermarks, free pages and fragmentation index.
 #[inline(always)]
-fn read_zone(begin: &mut Begin) {
+fn read_zone(begin: &mut in_progress::Compaction) {
     let boost = kernel::read::<u64>(begin.zone, layout!(zone_watermark_boost)).unwrap_or(0);
     if let Some(watermarks) = kernel::read::<[u64; 3]>(begin.zone, layout!(zone_watermark))
         && let Some(free) = kernel::read(begin.zone, layout!(zone_free))

@@ -9,6 +9,7 @@ use aya_log_ebpf::debug;
 use memtrace_common::{
     config::{kind, wanted},
     counter,
+    in_progress::{self, ReclaimKey},
     record::{Reclaim, known, mechanism},
 };
 
@@ -22,35 +23,9 @@ use crate::{
 /// (`enum lru_list` in include/linux/mmzone.h).
 const LRU_ACTIVE: u64 = 1;
 
-/// One thread can be in several kinds at once: soft-limit reclaim runs inside direct reclaim.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Key {
-    tid: u32,
-    mechanism: u32,
-}
-
-/// What is remembered from begin to end.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Begin {
-    start_ns: u64,
-    nr_scanned: u64,
-    free_pages: u64,
-    /// Of the tracepoint's own argument where it has one, since 7.1.
-    target_cgroup_id: u64,
-    order: i32,
-    gfp: u32,
-    node: i32,
-    /// Lowest so far.
-    priority: i32,
-    known: u32,
-    reserved: u32,
-}
-
 /// Reclaims in progress; user space sets its size.
 #[map]
-static RECLAIMS: HashMap<Key, Begin> = HashMap::with_max_entries(1, 0);
+static RECLAIMS: HashMap<ReclaimKey, in_progress::Reclaim> = HashMap::with_max_entries(1, 0);
 
 #[raw_tracepoint(tracepoint = "mm_vmscan_direct_reclaim_begin")]
 fn direct_begin(ctx: RawTracePointContext) -> i32 {
@@ -105,7 +80,7 @@ fn lru_isolate(ctx: RawTracePointContext) -> i32 {
     }
     let Thread { tid, .. } = Thread::current();
     for mechanism in mechanism::DIRECT..=mechanism::NODE {
-        if let Some(begin) = RECLAIMS.get_ptr_mut(Key { tid, mechanism }) {
+        if let Some(begin) = RECLAIMS.get_ptr_mut(ReclaimKey { tid, mechanism }) {
             // SAFETY: the entry is this thread's, which is here and not at its end.
             let begin = unsafe { &mut *begin };
             begin.nr_scanned = begin.nr_scanned.wrapping_add(scanned);
@@ -128,7 +103,7 @@ fn begin(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
         return 0;
     }
     let args = layout!(reclaim_args[mechanism as usize]);
-    let mut begin = Begin {
+    let mut begin = in_progress::Reclaim {
         start_ns: 0,
         nr_scanned: 0,
         free_pages: 0,
@@ -165,7 +140,7 @@ fn begin(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
         }
     }
     begin.start_ns = now();
-    if RECLAIMS.insert(Key { tid: thread.tid, mechanism }, begin, 0).is_err() {
+    if RECLAIMS.insert(ReclaimKey { tid: thread.tid, mechanism }, begin, 0).is_err() {
         count(counter::TABLE_FULL);
         debug!(ctx, "table full: thread {} began reclaim {}", thread.tid, mechanism);
     }
@@ -175,7 +150,7 @@ fn begin(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
 #[inline(always)]
 fn end(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
     let thread = Thread::current();
-    let key = Key { tid: thread.tid, mechanism };
+    let key = ReclaimKey { tid: thread.tid, mechanism };
     let Some(begin) = RECLAIMS.get_ptr(key) else {
         if thread.passes() && wanted_kind(mechanism, is_proactive(mechanism)) {
             count(counter::END_WITHOUT_BEGIN);

@@ -44,6 +44,11 @@ pub enum FilterError {
         /// Its process.
         pid: u32,
     },
+    /// PIDs here are not those that the kernel reports.
+    #[error(
+        "PIDs and TIDs are those of the host, and memtrace runs in a PID namespace of its own: run it on the host, or in a container with the host's PID namespace"
+    )]
+    PidNamespace,
     /// No such thread.
     #[error("no thread has TID {0}: `ps -eL` lists those that run")]
     NoThread(u32),
@@ -102,6 +107,16 @@ pub fn find_user(user: &str) -> Result<u32, FilterError> {
     }
     let found = User::from_name(user).ok().flatten();
     found.map(|user| user.uid.as_raw()).ok_or_else(|| FilterError::NoUser(user.to_owned()))
+}
+
+/// Makes sure that PIDs mean here what they mean to the kernel.
+pub fn check_pid_namespace() -> Result<(), FilterError> {
+    // `PROC_PID_INIT_INO` in include/linux/proc_ns.h.
+    const INITIAL: &str = "pid:[4026531836]";
+    match fs::read_link("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.as_os_str() != INITIAL => Err(FilterError::PidNamespace),
+        _ => Ok(()),
+    }
 }
 
 /// The process of thread `tid`.

@@ -54,6 +54,8 @@ pub struct Summary {
     pub missed_begin: u64,
     /// Without room in the table of stalls in progress.
     pub table_full: u64,
+    /// Runs of probes that the kernel left out.
+    pub skipped: u64,
     /// Not ended when tracing did.
     pub unfinished: u64,
     /// How long was traced.
@@ -70,8 +72,8 @@ impl Summary {
     #[track_caller]
     pub fn assert_nothing_lost(&self) {
         assert_eq!(
-            (self.lost, self.table_full),
-            (0, 0),
+            (self.lost, self.table_full, self.skipped),
+            (0, 0, 0),
             "memtrace could not deliver all that it saw: {self:?}"
         );
     }
@@ -109,6 +111,7 @@ impl Summary {
             lost: number(value, "lost")?,
             missed_begin: number(value, "missed_begin")?,
             table_full: number(value, "table_full")?,
+            skipped: number(value, "skipped")?,
             unfinished: number(value, "unfinished")?,
             duration_ns: number(value, "duration_ns")?,
             unavailable: strings(value, "unavailable")?,

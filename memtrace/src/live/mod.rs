@@ -17,7 +17,7 @@ use aya::{
     programs::{ProgramError, raw_trace_point::RawTracePointLink},
 };
 use aya_log::EbpfLogger;
-use memtrace_common::counter;
+use memtrace_common::{counter, in_progress};
 use thiserror::Error;
 
 use probes::Plan;
@@ -218,8 +218,12 @@ impl Live {
     /// How many stalls have begun and not ended.
     #[must_use]
     pub fn unfinished(&self) -> u64 {
-        let reclaims = self.ebpf.map("RECLAIMS").map(HashMap::<_, [u32; 2], [u64; 7]>::try_from);
-        let compactions = self.ebpf.map("COMPACTIONS").map(HashMap::<_, u32, [u64; 9]>::try_from);
+        const RECLAIM: usize = size_of::<in_progress::Reclaim>() / size_of::<u64>();
+        const COMPACTION: usize = size_of::<in_progress::Compaction>() / size_of::<u64>();
+        let reclaims =
+            self.ebpf.map("RECLAIMS").map(HashMap::<_, [u32; 2], [u64; RECLAIM]>::try_from);
+        let compactions =
+            self.ebpf.map("COMPACTIONS").map(HashMap::<_, u32, [u64; COMPACTION]>::try_from);
         let reclaims = reclaims.and_then(Result::ok).map_or(0, |map| map.keys().flatten().count());
         let compactions =
             compactions.and_then(Result::ok).map_or(0, |map| map.keys().flatten().count());

@@ -110,6 +110,9 @@ impl Config {
 }
 
 fn make_filter(args: &Common) -> Result<Filter> {
+    if !(args.pid.is_empty() && args.tid.is_empty()) {
+        filter::check_pid_namespace().context("cannot filter by --pid or --tid")?;
+    }
     for &pid in &args.pid {
         filter::check_process(pid).context("cannot filter by --pid")?;
     }

@@ -1,0 +1,65 @@
+//! What the probes remember of a stall from its begin to its end: keys and values of the maps
+//! `RECLAIMS` and `COMPACTIONS`. A thread's compaction is found by its id alone.
+
+/// Key of a reclaim. One thread can be in several at once: soft-limit reclaim runs inside direct
+/// reclaim.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ReclaimKey {
+    /// The thread.
+    pub tid: u32,
+    /// One of [`crate::record::mechanism`].
+    pub mechanism: u32,
+}
+
+/// A reclaim in progress.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Reclaim {
+    /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub start_ns: u64,
+    /// Pages scanned so far.
+    pub nr_scanned: u64,
+    /// Free pages in the whole system at the begin.
+    pub free_pages: u64,
+    /// Of the tracepoint's own argument where it has one, since 7.1.
+    pub target_cgroup_id: u64,
+    /// Order of the allocation.
+    pub order: i32,
+    /// The allocation's `gfp_t`.
+    pub gfp: u32,
+    /// The NUMA node, of node reclaim.
+    pub node: i32,
+    /// Lowest priority so far; `i32::MAX` before the first.
+    pub priority: i32,
+    /// Which of these are filled: bits of [`crate::record::known`].
+    pub known: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// A compaction in progress.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Compaction {
+    /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub start_ns: u64,
+    /// Address of the `struct zone`; 0 if not known.
+    pub zone: u64,
+    /// The zone's watermarks at the begin: min, low, high.
+    pub watermarks: [u64; 3],
+    /// The zone's free pages at the begin.
+    pub free_pages: u64,
+    /// Fragmentation index at the begin, times 1000.
+    pub frag_index: i32,
+    /// Order asked for; -1 for the whole zone.
+    pub order: i32,
+    /// The allocation's `gfp_t`.
+    pub gfp: u32,
+    /// One of [`crate::record::cause`].
+    pub cause: u32,
+    /// The kernel's `enum migrate_mode`.
+    pub mode: u32,
+    /// Which of these are filled: bits of [`crate::record::known`].
+    pub known: u32,
+}
