@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use tests::{
     load::{Churning, HITS, Load, limited_cgroup},
     rows::Output,
-    run::{Finished, Memtrace},
+    run::{Finished, Memtrace, binary},
     wait::wait_until,
 };
 
@@ -264,5 +264,76 @@ fn quiet_means_rows_only() -> Result<()> {
         0,
         "a program reads the summary even so"
     );
+    Ok(())
+}
+
+/// Runs a line of bash, in which `$M` is memtrace, and returns what it printed.
+fn shell(line: &str) -> Result<String> {
+    let output = process::Command::new("bash").args(["-c", line]).env("M", binary()).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Both streams into a pipe that is closed: nothing can be said about it, and nothing panics.
+#[test]
+fn by_a_closed_pipe_for_everything() -> Result<()> {
+    let line = "$M drsnoop -v -d 1 -p $$ 2>&1 | head -1 >/dev/null; echo ${PIPESTATUS[0]}";
+    assert_eq!(shell(line)?, "0\n");
+    let line = "$M drsnoop -d 0.2 -p $$ >/dev/null 2>/dev/full; echo $?";
+    assert_eq!(shell(line)?, "0\n");
+    let line = "$M completions bash 2>/dev/null | true; echo ${PIPESTATUS[0]}";
+    assert_eq!(shell(line)?, "0\n");
+    Ok(())
+}
+
+/// A signal while the probes are being attached ends the run as one that comes later.
+#[test]
+fn by_a_signal_that_comes_early() -> Result<()> {
+    for milliseconds in [20_u64, 50, 100] {
+        let child = process::Command::new(binary())
+            .args(["drsnoop", "-p", &idle()])
+            .stdout(process::Stdio::piped())
+            .stderr(process::Stdio::piped())
+            .spawn()?;
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, Signal::TERM)?;
+        let output = child.wait_with_output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        // Before its first instructions nothing can be listened for.
+        if milliseconds > 20 {
+            assert_eq!(output.status.code(), Some(0), "after {milliseconds} ms: {stderr}");
+            assert!(stderr.contains("memtrace: 0 stalls"), "after {milliseconds} ms: {stderr}");
+        }
+    }
+    Ok(())
+}
+
+/// Under nohup the end of the terminal is no end.
+#[test]
+fn not_by_a_hang_up_that_is_ignored() -> Result<()> {
+    let line =
+        "trap '' HUP; $M drsnoop -d 2 -p $$ 2>&1 >/dev/null & sleep 1; kill -HUP $!; wait $!";
+    let printed = shell(line)?;
+    assert!(printed.contains("stalls in 2."), "{printed}");
+    Ok(())
+}
+
+/// A reader that does not read keeps memtrace neither from ending in time nor from hearing signals.
+#[test]
+fn beside_a_reader_that_does_not_read() -> Result<()> {
+    let cgroup = limited_cgroup()?;
+    let mut load = Load::churn(memload(), &Churning { threads: 4, ..Churning::new(&cgroup) })?;
+    let (memtrace, unread) =
+        Memtrace::start_piped(&["drsnoop", "--json", "-p", &load.id().to_string()]);
+    load.work(&cgroup, 4 * HITS)?;
+    let asked = std::time::Instant::now();
+    memtrace.signal(Signal::TERM);
+    let finished = memtrace.wait();
+    let took = asked.elapsed();
+    load.stop()?;
+    drop(unread);
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+    assert!(took < Duration::from_secs(5), "ended {took:?} after SIGTERM");
+    assert!(finished.stderr.contains("given up, as no one read"), "{}", finished.stderr);
     Ok(())
 }

@@ -218,6 +218,15 @@ fn process_ids_of_another_namespace() {
     }
 }
 
+/// On a busy host some of a list are gone before memtrace looks.
+#[test]
+fn some_processes_of_a_list_are_gone() {
+    let list = format!("{NO_PID},{}", process::id());
+    let finished = Finished::of(&mut command(&["drsnoop", "-d", "0.1", "-p", &list]));
+    finished.assert_success();
+    assert!(finished.stderr.contains("left out: no process has PID"), "{}", finished.stderr);
+}
+
 #[test]
 fn unknown_users() {
     assert_refused(&["drsnoop", "-u", "no-such-user"], &["--uid", "no-such-user", "getent"]);

@@ -31,7 +31,7 @@ const SHOWN: [&[&str]; 6] =
 /// All subsets of the filters, at most one of them on cgroups.
 fn filters(cgroups: &[Cgroup]) -> Vec<Vec<String>> {
     let pid = process::id().to_string();
-    let simple = [["-p", &pid], ["-t", &pid], ["-u", "0"], ["-n", "memload"]];
+    let simple = [["-p", &pid], ["-t", &pid], ["-u", "0"], ["-n", "memload"], ["-m", "1us"]];
     let mut subsets = vec![Vec::new()];
     for filter in simple {
         let with: Vec<_> = subsets

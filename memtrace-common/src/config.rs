@@ -19,8 +19,10 @@ pub mod filter {
 
 /// Bits of the global `WANTED`: what the chosen view shows beyond the plain row.
 pub mod wanted {
-    /// The fields of `--extended` and `--json`.
+    /// The fields of `--extended` and `--json`, but for the cgroup.
     pub const EXTENDED: u32 = 1 << 0;
+    /// The cgroup that the thread is charged to.
+    pub const CGROUP: u32 = 1 << 2;
     /// The kernel stack.
     pub const STACK: u32 = 1 << 1;
 }

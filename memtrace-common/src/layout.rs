@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// Value of an offset or position that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
-/// Arguments of a `*_reclaim_begin` tracepoint, by position.
+/// Arguments of a `*_reclaim_begin` tracepoint and its end, by position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct ReclaimArgs {
@@ -21,6 +21,8 @@ pub struct ReclaimArgs {
     pub node: u32,
     /// `struct mem_cgroup *memcg`, since 7.1.
     pub memcg: u32,
+    /// `unsigned long nr_reclaimed` of the end tracepoint.
+    pub end_reclaimed: u32,
 }
 
 /// Arguments of the compaction tracepoints, by position.

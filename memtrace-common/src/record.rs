@@ -102,7 +102,8 @@ pub struct Stall {
 pub struct Reclaim {
     /// What every stall has.
     pub stall: Stall,
-    /// Pages scanned on the inactive lists, over all priorities.
+    /// Pages scanned on the inactive lists, over all priorities; of the last priority only where the
+    /// multi-generational LRU isolates pages without `mm_vmscan_lru_isolate`.
     pub nr_scanned: u64,
     /// Pages reclaimed, as the end tracepoint reports them.
     pub nr_reclaimed: u64,

@@ -79,7 +79,7 @@ fn compact_begin(ctx: RawTracePointContext) -> i32 {
         Some(control) => from_control(control),
         None => from_hint(&ctx, thread.tid),
     };
-    if CAUSES.load() & (1 << begin.cause) == 0 {
+    if !wanted_cause(begin.cause) {
         return 0;
     }
     if wanted(wanted::EXTENDED) {
@@ -98,7 +98,11 @@ fn compact_end(ctx: RawTracePointContext) -> i32 {
     let thread = Thread::current();
     let control = kernel::arg(&ctx, layout!(compaction_args.end_cc));
     let Some(begin) = COMPACTIONS.get_ptr(thread.tid) else {
-        if thread.passes() && control.is_none_or(wanted_cause) {
+        let begin = match control {
+            Some(control) => from_control(control),
+            None => from_hint(&ctx, thread.tid),
+        };
+        if thread.passes() && wanted_cause(begin.cause) {
             count(counter::END_WITHOUT_BEGIN);
             debug!(&ctx, "no begin: thread {} ended compaction", thread.tid);
         }
@@ -106,7 +110,7 @@ fn compact_end(ctx: RawTracePointContext) -> i32 {
     };
     // SAFETY: the entry is this thread's own, and only its end removes it.
     let begin = unsafe { *begin };
-    // Fails only where the entry is gone already, which is what is wanted.
+    // Should it fail, the thread's next begin replaces the entry.
     let _gone: Result<(), i32> = COMPACTIONS.remove(thread.tid);
 
     let Some(mut stall) = thread.stalled_since(begin.start_ns, mechanism::COMPACTION) else {
@@ -240,10 +244,8 @@ fn cause_of(control: u64, zone: u64, order: i32) -> u32 {
 }
 
 #[inline(always)]
-fn wanted_cause(control: u64) -> bool {
-    let zone = kernel::read(control, layout!(compact_control_zone)).unwrap_or(0);
-    let order = kernel::read(control, layout!(compact_control_order)).unwrap_or(0);
-    CAUSES.load() & (1 << cause_of(control, zone, order)) != 0
+fn wanted_cause(cause: u32) -> bool {
+    CAUSES.load() & (1 << cause) != 0
 }
 
 /// Whether the current thread is the kcompactd of the zone's node.
@@ -305,7 +307,9 @@ fn frag_index(zone: u64, order: u32) -> Option<i32> {
 
 #[inline(always)]
 fn hint(tid: u32) -> Hint {
-    // SAFETY: the value is copied out at once; only this thread writes it.
+    // SAFETY: the value is there as long as the map is, and any bytes are a hint. That it is given
+    // to another thread at this very moment takes thousands of threads at once; the zone or order
+    // would then be that of the other.
     let found = HINTS.get_ptr(tid).map(|hint| unsafe { *hint });
     found.unwrap_or(Hint { zone: 0, order: 0, tried_order: 0, gfp: 0 })
 }

@@ -84,7 +84,10 @@ fn lru_isolate(ctx: RawTracePointContext) -> i32 {
             // SAFETY: the entry is this thread's, which is here and not at its end.
             let begin = unsafe { &mut *begin };
             begin.nr_scanned = begin.nr_scanned.wrapping_add(scanned);
-            if let Some(priority) = control(mechanism).and_then(priority) {
+            // Between begin and end the thread leads to the control of node reclaim, too.
+            if mechanism != mechanism::SOFTLIMIT
+                && let Some(priority) = kernel::scan_control().and_then(priority)
+            {
                 begin.priority = begin.priority.min(priority);
             }
         }
@@ -160,24 +163,28 @@ fn end(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
     };
     // SAFETY: the entry is this thread's own, and only its end removes it.
     let begin = unsafe { *begin };
-    // Fails only where the entry is gone already, which is what is wanted.
+    // Should it fail, the thread's next begin replaces the entry.
     let _gone: Result<(), i32> = RECLAIMS.remove(key);
 
     let Some(mut stall) = thread.stalled_since(begin.start_ns, mechanism) else { return 0 };
     stall.order = begin.order;
     stall.gfp = begin.gfp;
     stall.known |= begin.known;
+    if begin.priority != i32::MAX {
+        stall.known |= known::PRIORITY;
+    }
+    let reclaimed = layout!(reclaim_args[mechanism as usize].end_reclaimed);
     let mut record = Reclaim {
         stall,
         nr_scanned: 0,
-        nr_reclaimed: ctx.arg(0),
+        nr_reclaimed: kernel::arg(ctx, reclaimed).unwrap_or_default(),
         target_cgroup_id: begin.target_cgroup_id,
         free_pages: begin.free_pages,
-        priority: 0,
+        priority: begin.priority,
         node: begin.node,
     };
     if let Some(control) = control(mechanism) {
-        read_scan_control(&mut record, control, begin.priority);
+        read_scan_control(&mut record, control);
     }
     if wanted(wanted::EXTENDED) && present(layout!(isolate_scanned_arg)) {
         // Left as it is where no list was isolated from, as the multi-generational LRU of some
@@ -200,7 +207,7 @@ fn control(mechanism: u32) -> Option<u64> {
     }
 }
 
-/// Whether a write to `memory.reclaim` asked for it. A kernel without the bit has no such file.
+/// Whether a write to `memory.reclaim` asked for it; not known where the kernel has no bit for it.
 #[inline(always)]
 fn is_proactive(mechanism: u32) -> bool {
     control(mechanism)
@@ -223,7 +230,7 @@ fn priority(control: u64) -> Option<i32> {
 
 /// Fills in what the `scan_control` knows at the end.
 #[inline(always)]
-fn read_scan_control(record: &mut Reclaim, control: u64, lowest: i32) {
+fn read_scan_control(record: &mut Reclaim, control: u64) {
     // `do_try_to_free_pages()` returns 1 for "let compaction try" only if it reclaimed nothing.
     if record.nr_reclaimed == 1
         && kernel::read::<u64>(control, layout!(scan_control_nr_reclaimed)) == Some(0)
@@ -234,7 +241,7 @@ fn read_scan_control(record: &mut Reclaim, control: u64, lowest: i32) {
         return;
     }
     if let Some(priority) = priority(control) {
-        record.priority = priority.min(lowest);
+        record.priority = record.priority.min(priority);
         record.stall.known |= known::PRIORITY;
     }
     if let Some(scanned) = kernel::read(control, layout!(scan_control_nr_scanned)) {

@@ -33,6 +33,9 @@ static STALLS: RingBuf = RingBuf::with_byte_size(4096, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
 
+/// How many records may be added at once without the reader being woken up.
+const AT_ONCE: u64 = 16;
+
 /// The current thread.
 #[derive(Clone, Copy)]
 pub struct Thread {
@@ -95,7 +98,7 @@ impl Thread {
             gfp: 0,
             comm: comm(),
         };
-        if settings::wanted(wanted::EXTENDED)
+        if settings::wanted(wanted::CGROUP)
             && let Some(id) = kernel::payer_id()
         {
             stall.cgroup_id = id;
@@ -116,7 +119,8 @@ pub fn now() -> u64 {
 #[inline(always)]
 pub fn count(slot: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(slot) {
-        // SAFETY: the pointer is to this CPU's own value, which is there as long as the map is.
+        // SAFETY: the pointer is to this CPU's own value, which is there as long as the map is, and
+        // which no other program writes between load and store: probes are not preempted.
         let value = unsafe { &mut *value };
         *value = value.wrapping_add(1);
     }
@@ -151,13 +155,15 @@ pub fn deliver<T: Copy + 'static>(ctx: &RawTracePointContext, record: T) {
     }
 }
 
-/// Wakes the reader up when the record of this size is the one that passes the threshold. Waking
-/// up costs ten times what the rest of a probe does, so the reader looks by itself as well.
+/// Wakes the reader up when the record of this size passes a multiple of the threshold, give or
+/// take what other CPUs add at the same time. Waking up costs ten times what the rest of a probe
+/// does, so the reader looks by itself as well.
 #[inline(always)]
 fn wakeup(size: usize) -> u64 {
     let unread = STALLS.query(u64::from(BPF_RB_AVAIL_DATA));
     let threshold = WAKEUP_BYTES.load();
-    if unread >= threshold && unread < threshold.wrapping_add(2 * size as u64) {
+    let past = unread.checked_rem(threshold).unwrap_or(u64::MAX);
+    if unread >= threshold && past < AT_ONCE * size as u64 {
         u64::from(BPF_RB_FORCE_WAKEUP)
     } else {
         u64::from(BPF_RB_NO_WAKEUP)

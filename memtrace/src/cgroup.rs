@@ -77,23 +77,33 @@ impl Cgroup {
         let mounts = mounts();
         let relative = path.strip_prefix("/").unwrap_or(path);
         let below_mounts = mounts.iter().map(|mount| mount.point.join(relative));
-        let directory = [path.to_owned()]
+        let candidates: Vec<_> = [path.to_owned()]
             .into_iter()
             .filter(|path| path.is_absolute())
             .chain(below_mounts)
-            .find(|candidate| candidate.is_dir())
-            .ok_or_else(|| CgroupError::Unknown(path.to_owned()))?;
-        let not_a_cgroup = || CgroupError::NotACgroup(directory.clone());
-        let id = fs::metadata(&directory).map_err(|_| not_a_cgroup())?.ino();
-        match rustix::fs::statfs(&directory).map_err(|_| not_a_cgroup())?.f_type {
+            .filter(|candidate| candidate.is_dir())
+            .collect();
+        // A directory elsewhere may have the name of a cgroup, `/` for one.
+        let found = candidates.iter().map(|directory| Self::at(directory, &mounts));
+        let found: Vec<_> = found.collect();
+        match found.iter().find_map(|found| found.as_ref().ok()) {
+            Some(cgroup) => Ok(*cgroup),
+            None => found.into_iter().next().unwrap_or(Err(CgroupError::Unknown(path.to_owned()))),
+        }
+    }
+
+    fn at(directory: &Path, mounts: &[Mount]) -> Result<Self, CgroupError> {
+        let not_a_cgroup = || CgroupError::NotACgroup(directory.to_owned());
+        let id = fs::metadata(directory).map_err(|_| not_a_cgroup())?.ino();
+        match rustix::fs::statfs(directory).map_err(|_| not_a_cgroup())?.f_type {
             CGROUP2_SUPER_MAGIC => Ok(Self { id, hierarchy: Hierarchy::V2 }),
             CGROUP_SUPER_MAGIC => {
-                let real = fs::canonicalize(&directory).map_err(|_| not_a_cgroup())?;
+                let real = fs::canonicalize(directory).map_err(|_| not_a_cgroup())?;
                 let in_memory = mounts.iter().any(|mount| {
                     mount.hierarchy == Hierarchy::V1Memory && real.starts_with(&mount.point)
                 });
                 if !in_memory {
-                    return Err(CgroupError::OtherController(directory));
+                    return Err(CgroupError::OtherController(directory.to_owned()));
                 }
                 Ok(Self { id, hierarchy: Hierarchy::V1Memory })
             }
@@ -296,7 +306,7 @@ garbage
         let find = |path: &str| Cgroup::find(Path::new(path));
         assert!(matches!(find(""), Err(CgroupError::Unknown(_))));
         assert!(matches!(find("/no/such/cgroup"), Err(CgroupError::Unknown(_))));
-        assert!(matches!(find("/proc"), Err(CgroupError::NotACgroup(_))));
+        assert!(matches!(find("/proc/self/fd"), Err(CgroupError::NotACgroup(_))));
     }
 
     #[test]

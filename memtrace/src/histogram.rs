@@ -278,18 +278,6 @@ impl Times {
     }
 }
 
-/// The name of a process that runs on this machine now.
-#[must_use]
-pub fn process_name(pid: u32) -> Option<Comm> {
-    let read = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
-    let name = read.strip_suffix(b"\n").unwrap_or(&read);
-    let mut comm = [0; Comm::LEN];
-    // Kernel threads may have longer names here than they give themselves.
-    let len = name.len().min(Comm::LEN - 1);
-    comm[..len].copy_from_slice(&name[..len]);
-    Some(Comm::new(comm))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -466,13 +454,5 @@ mod tests {
         histograms.clear();
         histograms.record(&stall(10, 1), |_| Some(comm(b"new")));
         assert_eq!(histograms.sorted()[0].0, Key::Process { pid: 1, comm: comm(b"new") });
-    }
-
-    #[test]
-    fn a_running_process_has_a_name() {
-        let name = process_name(std::process::id()).expect("/proc has this process");
-        assert!(!name.as_bytes().is_empty());
-        assert!(!name.as_bytes().contains(&b'\n'));
-        assert_eq!(process_name(u32::MAX), None);
     }
 }

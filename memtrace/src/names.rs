@@ -3,9 +3,9 @@
 //!
 //! A source brings the names that its stalls were measured under; a view asks for them.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fs};
 
-use crate::{cgroup::Cgroups, clock::WallClock, symbols::Symbols};
+use crate::{cgroup::Cgroups, clock::WallClock, stall::Comm, symbols::Symbols};
 
 /// The names that go with one source's stalls.
 #[derive(Debug)]
@@ -26,6 +26,20 @@ pub struct Names {
     pub page_size: u64,
 }
 
+impl Names {
+    /// The name of process `pid`, which its threads may not share; nothing where it is gone.
+    #[must_use]
+    pub fn process_name(&self, pid: u32) -> Option<Comm> {
+        let read = fs::read(format!("/proc/{pid}/comm")).ok()?;
+        let name = read.strip_suffix(b"\n").unwrap_or(&read);
+        let mut comm = [0; Comm::LEN];
+        // Kernel threads may have longer names here than they give themselves.
+        let len = name.len().min(Comm::LEN - 1);
+        comm[..len].copy_from_slice(&name[..len]);
+        Some(Comm::new(comm))
+    }
+}
+
 /// Names of an enumeration's values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnumNames(pub Vec<(u32, String)>);
@@ -33,7 +47,7 @@ pub struct EnumNames(pub Vec<(u32, String)>);
 impl EnumNames {
     /// The name of `value`, or its number where the kernel has no name for it.
     #[must_use]
-    pub fn name(&self, value: u32) -> std::borrow::Cow<'_, str> {
+    pub fn name(&self, value: u32) -> Cow<'_, str> {
         match self.0.iter().find(|(candidate, _)| *candidate == value) {
             Some((_, name)) => name.into(),
             None => value.to_string().into(),
@@ -60,15 +74,45 @@ impl GfpNames {
             each(&format!("{rest:#x}"));
         }
     }
+}
 
-    /// Appends the names to `line`, joined by `|` as the kernel does.
-    pub fn join(&self, mask: u32, line: &mut String) {
-        let mut first = true;
-        self.for_each(mask, |name| {
-            let separator = if first { "" } else { "|" };
-            first = false;
-            // Writing to a `String` does not fail.
-            let _: std::fmt::Result = write!(line, "{separator}{name}");
-        });
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> Names {
+        Names {
+            gfp: GfpNames::default(),
+            modes: EnumNames::default(),
+            statuses: EnumNames::default(),
+            cgroups: Cgroups::default(),
+            clock: WallClock::now(),
+            symbols: Symbols::default(),
+            page_size: 4096,
+        }
+    }
+
+    #[test]
+    fn knows_the_processes_that_run() {
+        let name = names().process_name(std::process::id()).expect("/proc has this process");
+        assert!(!name.as_bytes().is_empty());
+        assert!(!name.as_bytes().contains(&b'\n'));
+        assert_eq!(names().process_name(u32::MAX), None);
+    }
+
+    #[test]
+    fn puts_flags_into_words_and_the_rest_into_hex() {
+        let named = |flags, name: &str| (flags, name.to_owned());
+        let names =
+            GfpNames(vec![named(0b111, "GFP_ALL"), named(0b1, "__GFP_A"), named(0b10, "__GFP_B")]);
+        let words = |mask| {
+            let mut words = Vec::new();
+            names.for_each(mask, |word| words.push(word.to_owned()));
+            words
+        };
+        assert_eq!(words(0b111), ["GFP_ALL"]);
+        assert_eq!(words(0b11), ["__GFP_A", "__GFP_B"]);
+        assert_eq!(words(0b1_0001), ["__GFP_A", "0x10"]);
+        assert_eq!(words(0), ["0x0"]);
     }
 }

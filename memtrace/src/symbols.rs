@@ -10,9 +10,17 @@ use blazesym::{
     },
 };
 
-/// Functions that run between a tracepoint and our probe: the innermost frames of every stack.
-const TRACER: [&str; 5] =
-    ["bpf_prog_", "bpf_trace_run", "bpf_get_stack", "__bpf_trace_", "__traceiter_"];
+/// Functions that run between a tracepoint and our probe.
+const TRACER: [&str; 6] = [
+    "bpf_prog_",
+    "___bpf_prog_run",
+    "__bpf_prog_run",
+    "bpf_trace_run",
+    "__bpf_trace_",
+    "__traceiter_",
+];
+/// Among so many innermost frames of a stack they stand, with others between that have no name.
+const TRACER_DEPTH: usize = 8;
 
 /// Most symbols that are remembered; a kernel has far fewer places that lead to a stall.
 const MAX_KNOWN: usize = 16384;
@@ -49,9 +57,11 @@ impl Symbols {
     /// Turns a stack into lines `symbol+0xoffset` (or `0xaddress`), innermost frame first, without
     /// the tracer's own frames.
     pub fn resolve(&mut self, stack: &[u64]) -> Vec<String> {
-        let frames = stack.iter().map(|&address| self.symbol(address));
+        let mut frames: Vec<_> = stack.iter().map(|&address| self.symbol(address)).collect();
         let is_tracer = |symbol: &String| TRACER.iter().any(|prefix| symbol.starts_with(prefix));
-        frames.skip_while(is_tracer).collect()
+        let last = frames.iter().take(TRACER_DEPTH).rposition(is_tracer);
+        frames.drain(..last.map_or(0, |last| last + 1));
+        frames
     }
 
     fn symbol(&mut self, address: u64) -> String {
@@ -65,6 +75,15 @@ impl Symbols {
         });
         symbol.clone()
     }
+}
+
+/// Whether the kernel shows this process where its functions are.
+pub(crate) fn are_visible() -> bool {
+    use std::io::{BufRead as _, BufReader};
+    let Ok(table) = std::fs::File::open("/proc/kallsyms") else { return false };
+    let lines = BufReader::new(table).lines().take(16).map_while(Result::ok);
+    // The first are offsets of per-CPU data, and may be zero.
+    lines.into_iter().any(|line| !line.starts_with("0000000000000000"))
 }
 
 fn look_up(symbolizer: &Symbolizer, address: u64) -> Option<String> {
@@ -84,9 +103,7 @@ mod tests {
     fn leaves_the_tracers_frames_out_and_unknown_ones_in() {
         let names = ["bpf_prog_1234_memcg_end+0x1", "bpf_trace_run1+0x2", "try_to_free+0x3"];
         let mut symbols = Symbols::from_symbols((1..).zip(names.map(str::to_owned)));
-        assert_eq!(
-            symbols.resolve(&[1, 2, 3, 4, 1]),
-            ["try_to_free+0x3", "0x4", "bpf_prog_1234_memcg_end+0x1"]
-        );
+        assert_eq!(symbols.resolve(&[1, 99, 2, 3, 4]), ["try_to_free+0x3", "0x4"]);
+        assert_eq!(symbols.resolve(&[3, 4]), ["try_to_free+0x3", "0x4"]);
     }
 }

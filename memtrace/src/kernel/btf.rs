@@ -1,8 +1,8 @@
 //! Look-ups in the kernel's own type information (BTF): where a member lies, what an enumerator is
 //! worth, which types a tracepoint's arguments have.
 //!
-//! Reads the format in place, as start-up must be quick and small on a host short of memory:
-//! libraries that build all 100,000 types of a kernel take 60 MiB and 0.2 s for it.
+//! Reads the format in place: libraries that build all 100,000 types of a kernel take 60 MiB and
+//! 0.2 s for it, and hosts that need memtrace are short of both.
 //! Format: Documentation/bpf/btf.rst in the kernel.
 
 use std::fmt;
@@ -155,12 +155,6 @@ impl<'a> Btf<'a> {
         Ok(btf)
     }
 
-    /// Whether a structure of this name is there.
-    #[must_use]
-    pub fn has_struct(&self, name: &str) -> bool {
-        self.find(name, kind::STRUCT).is_some()
-    }
-
     /// Size in bytes of the structure `name`.
     #[must_use]
     pub fn size_of(&self, name: &str) -> Option<u32> {
@@ -183,19 +177,6 @@ impl<'a> Btf<'a> {
             found = Some(member);
         }
         found.map(|member| Member { bit_offset, ..member })
-    }
-
-    /// Size in bytes of a member's type.
-    #[must_use]
-    pub fn size_of_member(&self, member: Member) -> Option<u32> {
-        let header = self.stripped(member.type_id)?;
-        match header.kind() {
-            kind::PTR => Some(8),
-            kind::INT | kind::ENUM | kind::ENUM64 | kind::STRUCT | kind::UNION => {
-                Some(header.size_or_type)
-            }
-            _ => None,
-        }
     }
 
     /// Number of elements of a member that is an array.

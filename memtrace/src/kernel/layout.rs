@@ -31,7 +31,7 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
     KernelLayout {
         reclaim_args: RECLAIM_BEGIN.map(|event| reclaim_args(btf, event)),
         compaction_args: compaction_args(btf),
-        isolate_scanned_arg: position(&isolate, &[UNSIGNED_LONG], 1),
+        isolate_scanned_arg: position(&isolate, &UNSIGNED_LONG, 1),
         isolate_lru_arg: last_position(&isolate, "int"),
 
         task_reclaim_state: offset("task_struct", "reclaim_state"),
@@ -100,7 +100,8 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
 
 /// Size of a pointer and of an `unsigned long`.
 const WORD: u32 = 8;
-const UNSIGNED_LONG: &str = "long unsigned int";
+/// As gcc and as clang call it.
+const UNSIGNED_LONG: [&str; 2] = ["long unsigned int", "unsigned long"];
 
 fn node_mask(nodes: &[u32]) -> Option<[u32; 2]> {
     let mut mask = [0; 2];
@@ -133,17 +134,24 @@ fn pointer_position(args: &[ArgType], name: &str) -> u32 {
     args.iter().position(is_pointer).map_or(ABSENT, number)
 }
 
-/// `order` is the last `int`, as node reclaim's `nid` goes before it; a second one makes the first
-/// the node.
-fn reclaim_args(btf: &Btf<'_>, event: &str) -> ReclaimArgs {
-    let args = btf.tracepoint_args(event).unwrap_or_default();
-    let order = last_position(&args, "int");
-    let first_int = position(&args, &["int"], 0);
+/// Node reclaim has two `int`s, `nid` and `order`, the others have one. A tracepoint of any other
+/// shape, as before 5.5, is left alone.
+fn reclaim_args(btf: &Btf<'_>, begin: &str) -> ReclaimArgs {
+    let args = btf.tracepoint_args(begin).unwrap_or_default();
+    let end = begin.strip_suffix("begin").map(|event| format!("{event}end"));
+    let end = end.and_then(|end| btf.tracepoint_args(&end)).unwrap_or_default();
+    let ints = (0..).map(|nth| position(&args, &["int"], nth)).take_while(|at| *at != ABSENT);
+    let (node, order) = match *ints.collect::<Vec<_>>() {
+        [order] => (ABSENT, order),
+        [node, order] if begin == RECLAIM_BEGIN[3] => (node, order),
+        _ => (ABSENT, ABSENT),
+    };
     ReclaimArgs {
         order,
         gfp: position(&args, &["gfp_t"], 0),
-        node: if first_int == order { ABSENT } else { first_int },
+        node,
         memcg: pointer_position(&args, "mem_cgroup"),
+        end_reclaimed: position(&end, &UNSIGNED_LONG, 0),
     }
 }
 
@@ -163,7 +171,7 @@ mod tests {
     use super::{super::btf_builder::Builder, *};
 
     fn args(order: u32, gfp: u32, node: u32, memcg: u32) -> ReclaimArgs {
-        ReclaimArgs { order, gfp, node, memcg }
+        ReclaimArgs { order, gfp, node, memcg, end_reclaimed: ABSENT }
     }
 
     #[test]
@@ -184,6 +192,35 @@ mod tests {
         assert_eq!(layout.reclaim_args[1], args(1, 0, ABSENT, 2));
         assert_eq!(layout.reclaim_args[2], args(ABSENT, ABSENT, ABSENT, ABSENT));
         assert_eq!(layout.reclaim_args[3], args(1, 2, 0, ABSENT));
+    }
+
+    #[test]
+    fn leaves_shapes_alone_that_it_does_not_know() {
+        let mut builder = Builder::default();
+        let int = builder.int("int", 4);
+        let gfp = builder.typedef("gfp_t", int);
+        // As in 4.18: order, may_writepage, gfp, classzone_idx.
+        builder.tracepoint(RECLAIM_BEGIN[0], &[int, int, gfp, int]);
+        builder.tracepoint(RECLAIM_BEGIN[1], &[int, int, gfp]);
+        let blob = builder.blob();
+        let layout = find(&Btf::parse(&blob).expect("well-formed"), &[0]);
+        assert_eq!(layout.reclaim_args[0], args(ABSENT, 2, ABSENT, ABSENT));
+        assert_eq!(layout.reclaim_args[1], args(ABSENT, 2, ABSENT, ABSENT));
+    }
+
+    #[test]
+    fn knows_the_names_of_both_compilers() {
+        for name in ["long unsigned int", "unsigned long"] {
+            let mut builder = Builder::default();
+            let int = builder.int("int", 4);
+            let long = builder.int(name, 8);
+            builder.tracepoint("mm_vmscan_lru_isolate", &[int, int, long, long, long, long, int]);
+            builder.tracepoint("mm_vmscan_direct_reclaim_end", &[long]);
+            let blob = builder.blob();
+            let layout = find(&Btf::parse(&blob).expect("well-formed"), &[0]);
+            assert_eq!((layout.isolate_scanned_arg, layout.isolate_lru_arg), (3, 6), "{name}");
+            assert_eq!(layout.reclaim_args[0].end_reclaimed, 0, "{name}");
+        }
     }
 
     #[test]

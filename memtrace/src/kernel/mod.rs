@@ -3,7 +3,7 @@
 
 use std::{fs, io};
 
-use memtrace_common::layout::KernelLayout;
+use memtrace_common::layout::{ABSENT, KernelLayout};
 use thiserror::Error;
 
 use crate::names::{EnumNames, GfpNames};
@@ -31,7 +31,9 @@ pub struct Kernel {
     pub modes: EnumNames,
     /// Names of `enum compact_result`, without prefix and in small letters.
     pub statuses: EnumNames,
-    /// Address of the counter of free pages where the layout shows no other way to it.
+    /// Whether the probes can tell the free pages of the whole system.
+    pub tells_free_pages: bool,
+    /// Address of the counter of free pages where they cannot be summed up.
     pub free_pages_address: Option<u64>,
     tracepoints: Vec<&'static str>,
 }
@@ -41,7 +43,7 @@ pub struct Kernel {
 pub enum KernelError {
     /// No BTF, or no permission to read it.
     #[error(
-        "cannot read the kernel's type information `{BTF_PATH}`: {0}; memtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, as Debian 11, RHEL 8.2, Ubuntu 20.10 and later have"
+        "cannot read the kernel's type information `{BTF_PATH}`: {0}; memtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y"
     )]
     NoBtf(#[source] io::Error),
     /// BTF that makes no sense.
@@ -57,12 +59,15 @@ impl Kernel {
         let blob = fs::read(BTF_PATH).map_err(KernelError::NoBtf)?;
         let btf = Btf::parse(&blob)?;
         let layout = layout::find(&btf, &memory_nodes());
+        let sums_free_pages = sums_free_pages(&layout);
+        let free_pages_address = if sums_free_pages { None } else { free_pages_address() };
         let has = |tracepoint: &&&'static str| btf.tracepoint_args(tracepoint).is_some();
         Ok(Self {
             gfp: gfp_names(&btf),
             modes: enum_names(&btf, "migrate_mode", "MIGRATE_"),
             statuses: enum_names(&btf, "compact_result", "COMPACT_"),
-            free_pages_address: free_pages_address(&layout),
+            tells_free_pages: sums_free_pages || free_pages_address.is_some(),
+            free_pages_address,
             tracepoints: tracepoints.iter().filter(has).copied().collect(),
             layout,
         })
@@ -105,14 +110,25 @@ fn parse_list(list: &str) -> Vec<u32> {
     ranges.flatten().collect()
 }
 
-/// Address of `vm_zone_stat[NR_FREE_PAGES]` from kallsyms, which takes long to read, and so only
-/// where the zones cannot be summed up.
-fn free_pages_address(layout: &KernelLayout) -> Option<u64> {
-    use memtrace_common::layout::ABSENT;
-    let by_zones = [layout.mem_cgroup_nodeinfo, layout.memcg_node_pgdat, layout.zone_free];
-    if !by_zones.contains(&ABSENT) {
-        return None;
-    }
+/// Whether free pages can be summed up over the zones.
+fn sums_free_pages(layout: &KernelLayout) -> bool {
+    let way = [
+        layout.css_ss,
+        layout.cgroup_subsys_root,
+        layout.cgroup_root_memory,
+        layout.mem_cgroup_nodeinfo,
+        layout.memcg_node_pgdat,
+        layout.pgdat_node_zones,
+        layout.zone_free,
+    ];
+    // Without the memory controller nothing leads to the zones.
+    let controllers = fs::read_to_string("/proc/cgroups").unwrap_or_default();
+    let enabled = |line: &str| line.starts_with("memory\t") && line.ends_with("\t1");
+    !way.contains(&ABSENT) && controllers.lines().any(enabled)
+}
+
+/// Address of `vm_zone_stat[NR_FREE_PAGES]` from kallsyms, which takes long to read.
+fn free_pages_address() -> Option<u64> {
     let symbols = fs::read_to_string("/proc/kallsyms").ok()?;
     let line = symbols.lines().find(|line| line.ends_with(" vm_zone_stat"))?;
     let address = u64::from_str_radix(line.split(' ').next()?, 16).ok()?;

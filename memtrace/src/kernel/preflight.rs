@@ -19,7 +19,7 @@ pub struct Facts {
 pub enum Refusal {
     /// Capabilities are missing.
     #[error(
-        "not permitted to trace: this process lacks {0}; run memtrace with sudo, or grant the capabilities CAP_BPF and CAP_PERFMON"
+        "not permitted to trace: this process lacks {0}; run memtrace with sudo, or grant CAP_BPF and CAP_PERFMON"
     )]
     Capabilities(&'static str),
     /// Lockdown keeps programs from reading the kernel's memory.

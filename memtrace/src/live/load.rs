@@ -1,7 +1,7 @@
 //! Loading the probes: their settings, their maps, and what the verifier says of them.
 
 use aya::{
-    Ebpf, EbpfLoader, include_bytes_aligned,
+    Ebpf, EbpfLoader, Pod, include_bytes_aligned,
     maps::{HashMap, Map, MapError},
     programs::{ProgramError, RawTracePoint, raw_trace_point::RawTracePointLink},
 };
@@ -11,7 +11,7 @@ use memtrace_common::{
 };
 use zerocopy::IntoBytes as _;
 
-use super::{LiveError, Request, Subject, probes::Probe};
+use super::{LiveError, Request, Subject, is_not_permitted, probes::Probe};
 use crate::{
     cgroup::Hierarchy,
     decode,
@@ -32,7 +32,11 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
         (cgroup.is_some_and(|cgroup| cgroup.hierarchy == Hierarchy::V1Memory), filter::CGROUP_V1),
     ];
     let filters = bits(filters);
-    let wanted = bits([(request.extended, wanted::EXTENDED), (request.stacks, wanted::STACK)]);
+    let wanted = bits([
+        (request.extended, wanted::EXTENDED),
+        (request.cgroups, wanted::CGROUP),
+        (request.stacks, wanted::STACK),
+    ]);
     let (kinds, causes) = match &request.subject {
         Subject::Reclaim(kinds) => {
             (kinds.iter().fold(0, |bits, kind| bits | 1 << kind_bit(*kind)), 0)
@@ -55,6 +59,8 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
 
     let mut loader = EbpfLoader::new();
     loader
+        // The probes have no relocations against the kernel's types.
+        .btf(None)
         .override_global("LAYOUT", kernel.layout.as_bytes(), true)
         .override_global("FILTERS", &filters, true)
         .override_global("WANTED", &wanted, true)
@@ -73,9 +79,15 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
         .map_max_entries("COMPACTIONS", compactions)
         .map_max_entries("PIDS", map_size(processes))
         .map_max_entries("TIDS", map_size(threads));
-    loader
-        .load(include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-ebpf")))
-        .map_err(|error| LiveError::Load(Box::new(error)))
+    loader.load(include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-ebpf"))).map_err(
+        |error| {
+            if is_not_permitted(&error) {
+                LiveError::NotPermitted
+            } else {
+                LiveError::Load(Box::new(error))
+            }
+        },
+    )
 }
 
 /// The ring buffer's size as the kernel takes it: a power of two, and whole pages.
@@ -104,7 +116,7 @@ fn map_size(keys: &[u32]) -> u32 {
 }
 
 pub(super) fn fill(ebpf: &mut Ebpf, name: &'static str, keys: &[u32]) -> Result<(), LiveError> {
-    let error = |error| LiveError::Map { map: name, error: Box::new(error) };
+    let error = |error| LiveError::map(name, error);
     let map = ebpf.map_mut(name).ok_or_else(|| error(missing_map(name)))?;
     let mut map = HashMap::<_, u32, u8>::try_from(map).map_err(error)?;
     keys.iter().try_for_each(|key| map.insert(key, 1, 0).map_err(error))
@@ -115,9 +127,17 @@ pub(super) fn take<T>(
     name: &'static str,
     convert: impl FnOnce(Map) -> Result<T, MapError>,
 ) -> Result<T, LiveError> {
-    let error = |error| LiveError::Map { map: name, error: Box::new(error) };
+    let error = |error| LiveError::map(name, error);
     let map = ebpf.take_map(name).ok_or_else(|| error(missing_map(name)))?;
     convert(map).map_err(error)
+}
+
+/// Number of entries of a hash map.
+pub(super) fn count<K: Pod, V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<u64, LiveError> {
+    let error = |error| LiveError::map(name, error);
+    let map = ebpf.map(name).ok_or_else(|| error(missing_map(name)))?;
+    let map = HashMap::<_, K, V>::try_from(map).map_err(error)?;
+    map.keys().try_fold(0, |count, key| key.map(|_| count + 1).map_err(error))
 }
 
 fn missing_map(name: &str) -> MapError {

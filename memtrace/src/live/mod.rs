@@ -13,7 +13,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError,
-    maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{MapData, MapError, PerCpuArray, RingBuf},
     programs::{ProgramError, raw_trace_point::RawTracePointLink},
 };
 use aya_log::EbpfLogger;
@@ -35,13 +35,16 @@ use crate::{
 
 /// What to trace and how.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a part of the probes of its own")]
 pub struct Request {
     /// Which mechanism.
     pub subject: Subject,
     /// Which threads and how long a stall at least.
     pub filter: Filter,
-    /// Whether to read the fields beyond those of a plain row.
+    /// Whether to read the fields beyond those of a plain row, but for the cgroup.
     pub extended: bool,
+    /// Whether to read the cgroup that the thread is charged to.
+    pub cgroups: bool,
     /// Whether to take kernel stacks.
     pub stacks: bool,
     /// Size of the ring buffer in bytes; made a power of two of at least a page.
@@ -73,8 +76,13 @@ pub enum LiveError {
         missing: String,
     },
     /// The probes' maps could not be made.
-    #[error("cannot set up the probes: {0}; run with -v for details")]
+    #[error("cannot set up the probes: {0}")]
     Load(#[source] Box<EbpfError>),
+    /// The kernel does not let this process have them, whatever its capabilities.
+    #[error(
+        "the kernel does not permit eBPF here: a user namespace, a seccomp filter or a security module stands between; on kernels before 5.11 a limit on locked memory does as well (`ulimit -l unlimited`)"
+    )]
+    NotPermitted,
     /// The verifier refused a probe, or the kernel loading any.
     #[error("the kernel refused probe `{probe}` ({error}): {reason}")]
     Refused {
@@ -107,6 +115,24 @@ pub enum LiveError {
     },
 }
 
+impl LiveError {
+    fn map(map: &'static str, error: MapError) -> Self {
+        if is_not_permitted(&error) {
+            Self::NotPermitted
+        } else {
+            Self::Map { map, error: Box::new(error) }
+        }
+    }
+}
+
+/// Whether "operation not permitted" is at the bottom of it.
+fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
 /// What was not delivered, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
@@ -124,6 +150,8 @@ pub struct Losses {
 /// The probes, loaded and attached.
 pub struct Live {
     ring: RingBuf<MapData>,
+    /// Records that made no sense.
+    undecodable: u64,
     counters: PerCpuArray<MapData, u64>,
     /// Detach as they are dropped, which a vector does in the order of attaching.
     links: Vec<RawTracePointLink>,
@@ -156,6 +184,7 @@ impl Live {
         }
         Ok(Self {
             ring,
+            undecodable: 0,
             counters,
             links,
             unavailable: plan.unavailable,
@@ -169,10 +198,11 @@ impl Live {
     pub fn next_stall(&mut self) -> Option<Stall> {
         loop {
             let item = self.ring.next()?;
-            // Nothing but our own probes writes here, and their records are of this very build.
             if let Some(stall) = decode::stall(&item) {
                 return Some(stall);
             }
+            // Nothing but our own probes writes here, and their records are of this very build.
+            self.undecodable += 1;
         }
     }
 
@@ -197,37 +227,29 @@ impl Live {
     }
 
     /// What was not delivered so far.
-    #[must_use]
-    pub fn losses(&self) -> Losses {
+    pub fn losses(&self) -> Result<Losses, LiveError> {
         let sum = |slot| {
             let values = self.counters.get(&slot, 0);
-            values.map_or(0, |values| {
-                values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value))
-            })
+            let values = values.map_err(|error| LiveError::map("COUNTERS", error))?;
+            Ok::<_, LiveError>(values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value)))
         };
-        let table_full = sum(counter::TABLE_FULL);
-        Losses {
-            lost: sum(counter::LOST),
+        let table_full = sum(counter::TABLE_FULL)?;
+        Ok(Losses {
+            lost: sum(counter::LOST)?.saturating_add(self.undecodable),
             // A stall that found the table full ends without a begin, too.
-            missed_begin: sum(counter::END_WITHOUT_BEGIN).saturating_sub(table_full),
+            missed_begin: sum(counter::END_WITHOUT_BEGIN)?.saturating_sub(table_full),
             table_full,
             skipped: self.skipped(),
-        }
+        })
     }
 
     /// How many stalls have begun and not ended.
-    #[must_use]
-    pub fn unfinished(&self) -> u64 {
+    pub fn unfinished(&self) -> Result<u64, LiveError> {
         const RECLAIM: usize = size_of::<in_progress::Reclaim>() / size_of::<u64>();
         const COMPACTION: usize = size_of::<in_progress::Compaction>() / size_of::<u64>();
-        let reclaims =
-            self.ebpf.map("RECLAIMS").map(HashMap::<_, [u32; 2], [u64; RECLAIM]>::try_from);
-        let compactions =
-            self.ebpf.map("COMPACTIONS").map(HashMap::<_, u32, [u64; COMPACTION]>::try_from);
-        let reclaims = reclaims.and_then(Result::ok).map_or(0, |map| map.keys().flatten().count());
-        let compactions =
-            compactions.and_then(Result::ok).map_or(0, |map| map.keys().flatten().count());
-        (reclaims + compactions) as u64
+        let reclaims = load::count::<[u32; 2], [u64; RECLAIM]>(&self.ebpf, "RECLAIMS")?;
+        let compactions = load::count::<u32, [u64; COMPACTION]>(&self.ebpf, "COMPACTIONS")?;
+        Ok(reclaims + compactions)
     }
 
     /// What was asked for and this kernel does not have, each with the reason.

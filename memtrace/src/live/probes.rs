@@ -3,7 +3,7 @@
 use memtrace_common::layout::ABSENT;
 
 use super::{LiveError, Request, Subject};
-use crate::{kernel::Kernel, stall::ReclaimKind};
+use crate::{kernel::Kernel, stall::ReclaimKind, symbols};
 
 /// A program and the tracepoint it belongs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,12 +68,18 @@ impl Plan {
             Subject::Reclaim(kinds) => plan.reclaim(kinds, request.extended, kernel)?,
             Subject::Compaction(_) => plan.compaction(request.extended, kernel)?,
         }
-        if request.extended {
+        if request.cgroups {
             plan.lacks(kernel.layout.kernfs_node_id, "cgroups", "cgroups are not in its BTF");
-            if kernel.gfp.0.is_empty() {
-                let reason = "names of gfp flags (no tracefs that may be read, none in its BTF)";
-                plan.unavailable.push(reason.to_owned());
-            }
+        }
+        if request.stacks && !symbols::are_visible() {
+            plan.unavailable.push(
+                "names of functions (kernel.kptr_restrict or privileges hide /proc/kallsyms)"
+                    .to_owned(),
+            );
+        }
+        if request.extended && kernel.gfp.0.is_empty() {
+            let reason = "names of gfp flags (no tracefs that may be read, none in its BTF)";
+            plan.unavailable.push(reason.to_owned());
         }
         Ok(plan)
     }
@@ -88,17 +94,21 @@ impl Plan {
         let has_proactive = layout.scan_control_proactive != ABSENT;
         let mut missing = Vec::new();
         let mut begins = Vec::new();
-        for (kind, begin, end) in RECLAIM {
+        for (number, (kind, begin, end)) in RECLAIM.into_iter().enumerate() {
             let for_proactive = kind == ReclaimKind::Memcg
                 && kinds.contains(&ReclaimKind::Proactive)
                 && has_proactive;
             if !(kinds.contains(&kind) || for_proactive) {
                 continue;
             }
+            let args = layout.reclaim_args[number];
             let absent =
                 [begin, end].into_iter().find(|probe| !kernel.has_tracepoint(probe.tracepoint));
             if let Some(probe) = absent {
                 missing.push((kind.name(), format!("tracepoint {}", probe.tracepoint)));
+            } else if [args.order, args.gfp, args.end_reclaimed].contains(&ABSENT) {
+                let what = format!("tracepoint {} with known arguments", begin.tracepoint);
+                missing.push((kind.name(), what));
             } else {
                 self.probes.push(end);
                 begins.push(begin);
@@ -124,15 +134,17 @@ impl Plan {
                 "target cgroup",
                 "no scan_control.target_mem_cgroup",
             );
-            if layout.mem_cgroup_nodeinfo == ABSENT && kernel.free_pages_address.is_none() {
+            if !kernel.tells_free_pages {
                 self.unavailable.push("free memory (no vm_zone_stat in kallsyms)".to_owned());
             }
-            if kernel.has_tracepoint(LRU_ISOLATE.tracepoint) && layout.isolate_scanned_arg != ABSENT
-            {
-                self.probes.push(LRU_ISOLATE);
-            } else {
+            if !kernel.has_tracepoint(LRU_ISOLATE.tracepoint) {
                 self.unavailable
                     .push("pages scanned (no tracepoint mm_vmscan_lru_isolate)".to_owned());
+            } else if layout.isolate_scanned_arg == ABSENT {
+                self.unavailable
+                    .push("pages scanned (mm_vmscan_lru_isolate has unknown arguments)".to_owned());
+            } else {
+                self.probes.push(LRU_ISOLATE);
             }
         }
         self.probes.extend(begins);
@@ -151,6 +163,12 @@ impl Plan {
                     ),
                 });
             }
+        }
+        if layout.compaction_args.end_status == ABSENT {
+            return Err(LiveError::NoTracepoint {
+                what: "compaction".to_owned(),
+                missing: format!("tracepoint {} with known arguments", COMPACT_END.tracepoint),
+            });
         }
         self.probes.push(COMPACT_END);
         if layout.compaction_args.begin_cc == ABSENT {

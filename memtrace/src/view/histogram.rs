@@ -32,6 +32,9 @@ impl Blocks {
         if let Some(zone) = &self.timestamp {
             writeln!(out, "\n{}", TimeOfDay(at, zone))?;
         }
+        if histograms.is_empty() {
+            return writeln!(out, "no stalls");
+        }
         for (key, times) in histograms.sorted() {
             writeln!(out)?;
             key_line(key, histograms.max_keys(), names, out)?;
@@ -217,9 +220,9 @@ mod tests {
     #[test]
     fn time_of_day_is_above_every_interval() {
         let options = || ViewOptions { timestamp: true, ..text(By::Uid) };
-        assert_eq!(shown(options(), &[]), "\n14:00:10\n");
+        assert_eq!(shown(options(), &[]), "\n14:00:10\nno stalls\n");
         assert!(shown(options(), &[reclaim()]).starts_with("\n14:00:10\n\nuid = 1000\n"));
-        assert_eq!(shown(text(By::Uid), &[]), "");
+        assert_eq!(shown(text(By::Uid), &[]), "no stalls\n");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::ser::{Error as _, SerializeSeq as _, Serializer};
 
 use super::words::status_name;
 use super::{Subject, Summary, ViewOptions};
-use crate::histogram::{Histograms, Key, Times};
+use crate::histogram::{By, Histograms, Key, Times};
 use crate::names::{EnumNames, GfpNames, Names};
 use crate::stall::{Comm, Compaction, Detail, Printable, Reclaim, Stall};
 
@@ -96,7 +96,7 @@ impl Json {
                 since: Time(self.since),
                 time: Time(at),
                 subject: self.subject.name(),
-                by: histograms.by().name(),
+                by: by_name(histograms.by(), self.subject),
                 key: KeyObject::new(key, names),
                 count: times.count(),
                 total_ns: times.total_ns(),
@@ -397,6 +397,14 @@ impl Serialize for Hdr<'_> {
             .serialize(self.0.percentiles(), &mut encoded)
             .map_err(S::Error::custom)?;
         serializer.collect_str(&Base64Display::new(&encoded, &STANDARD))
+    }
+}
+
+/// What histograms are told apart by, in the words of their keys: kinds of compaction are causes.
+fn by_name(by: By, subject: Subject) -> &'static str {
+    match (by, subject) {
+        (By::Kind, Subject::Compaction) => "cause",
+        _ => by.name(),
     }
 }
 

@@ -16,7 +16,7 @@ use std::io;
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::histogram::{By, Histograms, process_name};
+use crate::histogram::{By, Histograms};
 use crate::names::Names;
 use crate::stall::Stall;
 
@@ -134,7 +134,11 @@ impl View {
             Self::Rows(rows) => rows.stall(stall, names, out),
             Self::Json(json) => json.stall(stall, names, out),
             Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) => {
-                histograms.record(stall, process_name);
+                // A cgroup may be gone by the time its histogram is shown.
+                if let (By::Cgroup, Some(id)) = (histograms.by(), stall.cgroup_id) {
+                    let _remembered: Option<&str> = names.cgroups.path(id);
+                }
+                histograms.record(stall, |pid| names.process_name(pid));
                 Ok(())
             }
         });

@@ -14,12 +14,12 @@ const TIME: &str = "TIME            ";
 const UID: &str = "UID    ";
 const RECLAIM: &str = "COMM             PID     TID     KIND      ORDER    LAT(ms)   PAGES";
 const RECLAIM_EXTENDED: &str =
-    "   SCANNED PRIO   FREE(KB) GFP                  CGROUP                   TARGET";
+    "   SCANNED PRIO   FREE(KB) CGROUP                   TARGET                   GFP";
 const COMPACTION: &str =
     "COMM            PID    TID    ZONE     ORDER CAUSE     MODE   LAT(ms) STATUS";
 const COMPACTION_EXTENDED: &str = concat!(
     "COMM            PID    TID    ZONE     ORDER CAUSE     MODE        LAT(ms) STATUS           ",
-    " FRAGIDX      MIN      LOW     HIGH     FREE SCANNED       GFP                  CGROUP",
+    " FRAGIDX      MIN      LOW     HIGH     FREE SCANNED         CGROUP                   GFP",
 );
 
 /// One line for each stall.
@@ -100,10 +100,10 @@ impl Rows {
         let free_kb = OrDash(reclaim.free_pages.map(|pages| bytes(pages) / 1024));
         let gfp = OrDash(stall.gfp.map(|mask| Gfp(&names.gfp, mask)));
         let cgroup = OrDash(stall.cgroup_id.map(|id| CgroupName::of(id, &mut names.cgroups)));
-        write!(out, " {scanned:>9} {priority:>4} {free_kb:>10} {gfp:<20} {cgroup:<24}")?;
+        write!(out, " {scanned:>9} {priority:>4} {free_kb:>10} {cgroup:<24}")?;
         let target = reclaim.target_cgroup_id.filter(|&id| id != 0);
         let target = OrDash(target.map(|id| CgroupName::of(id, &mut names.cgroups)));
-        write!(out, " {target}")
+        write!(out, " {target:<24} {gfp}")
     }
 
     fn compaction(
@@ -137,7 +137,7 @@ impl Rows {
         let scanned = OrDash(compaction.scanned.map(ScannedPages));
         let gfp = OrDash(stall.gfp.map(|mask| Gfp(&names.gfp, mask)));
         let cgroup = OrDash(stall.cgroup_id.map(|id| CgroupName::of(id, &mut names.cgroups)));
-        write!(out, "{scanned:<13} {gfp:<20} {cgroup}")
+        write!(out, "{scanned:<15} {cgroup:<24} {gfp}")
     }
 }
 
@@ -191,10 +191,10 @@ mod tests {
         global.cgroup_id = Some(1234);
         let options = ViewOptions { extended: true, ..rows(Subject::Reclaim) };
         assert_snapshot!(shown(options, &[reclaim(), global, unknown(reclaim())]), @"
-        COMM             PID     TID     KIND      ORDER    LAT(ms)   PAGES   SCANNED PRIO   FREE(KB) GFP                  CGROUP                   TARGET
-        postgres         1234    1240    memcg     0          1.235      37        64   11      86260 GFP_HIGHUSER_MOVABLE /system.slice/pg.service /system.slice
-        postgres         1234    1240    direct    0          1.235      37        64   11      86260 GFP_KERNEL|__GFP_COMP id:1234                  -
-        postgres         1234    1240    memcg     -          1.235      37         -    -          - -                    -                        -
+        COMM             PID     TID     KIND      ORDER    LAT(ms)   PAGES   SCANNED PRIO   FREE(KB) CGROUP                   TARGET                   GFP
+        postgres         1234    1240    memcg     0          1.235      37        64   11      86260 /system.slice/pg.service /system.slice            GFP_HIGHUSER_MOVABLE
+        postgres         1234    1240    direct    0          1.235      37        64   11      86260 id:1234                  -                        GFP_KERNEL|__GFP_COMP
+        postgres         1234    1240    memcg     -          1.235      37         -    -          - -                        -                        -
         ");
     }
 
@@ -209,10 +209,10 @@ mod tests {
         }
         let options = ViewOptions { extended: true, ..rows(Subject::Compaction) };
         assert_snapshot!(shown(options, &[compaction(), whole_zone, unknown(compaction())]), @"
-        COMM            PID    TID    ZONE     ORDER CAUSE     MODE        LAT(ms) STATUS            FRAGIDX      MIN      LOW     HIGH     FREE SCANNED       GFP                  CGROUP
-        summ            1234   1240   1/Normal 9     direct    sync_light    1.235 partial_skipped     0.728    11284    14105    16926    14193 1234/5678     GFP_HIGHUSER_MOVABLE /system.slice/pg.service
-        summ            1234   1240   1/Normal -1    manual    sync_light    1.235 complete           -0.005    11284    14105    16926    14193 1234/5678     GFP_HIGHUSER_MOVABLE /system.slice/pg.service
-        summ            1234   1240   -        -     direct    -             1.235 -1                      -        -        -        -        - -             -                    -
+        COMM            PID    TID    ZONE     ORDER CAUSE     MODE        LAT(ms) STATUS            FRAGIDX      MIN      LOW     HIGH     FREE SCANNED         CGROUP                   GFP
+        summ            1234   1240   1/Normal 9     direct    sync_light    1.235 partial_skipped     0.728    11284    14105    16926    14193 1234/5678       /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        summ            1234   1240   1/Normal -1    manual    sync_light    1.235 complete           -0.005    11284    14105    16926    14193 1234/5678       /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        summ            1234   1240   -        -     direct    -             1.235 -1                      -        -        -        -        - -               -                        -
         ");
     }
 

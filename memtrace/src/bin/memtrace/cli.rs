@@ -34,6 +34,18 @@ pub enum Command {
 }
 
 impl Command {
+    /// What clap has no good words for.
+    pub fn contradiction(&self) -> Option<&'static str> {
+        let common = match self {
+            Self::Drsnoop(args) => &args.common,
+            Self::Compactsnoop(args) => &args.common,
+            Self::Man { .. } | Self::Completions { .. } => return None,
+        };
+        (common.interval.is_some() && !common.histogram).then_some(
+            "INTERVAL and COUNT go with --histogram; several PIDs or other values are joined by commas",
+        )
+    }
+
     pub fn is_verbose(&self) -> bool {
         match self {
             Self::Drsnoop(args) => args.common.verbose,
@@ -46,13 +58,14 @@ impl Command {
 /// Show threads that are held up reclaiming pages: direct, memcg, soft-limit and node reclaim
 ///
 /// One line a stall, as it ends. The columns: COMM, PID and TID are the thread; KIND is what made
-/// it reclaim (direct: no free page; memcg: a cgroup's limit; softlimit: a cgroup's soft limit;
-/// node: a NUMA node's own; proactive: a write to memory.reclaim); ORDER is that of the allocation,
-/// 2^ORDER pages; LAT(ms) is how long the thread was held up; PAGES were reclaimed.
+/// it reclaim (direct: no free page; memcg: for a cgroup's limit; softlimit: for a cgroup's soft
+/// limit; node: on one NUMA node, before using another; proactive: for a write to memory.reclaim);
+/// ORDER is that of the allocation, 2^ORDER pages, and always 0 for memcg; LAT(ms) is how long the
+/// thread was held up; PAGES were reclaimed.
 ///
 /// With --extended: pages SCANNED; PRIO, the lowest priority reached, from 12 (least effort) to 0;
 /// FREE(KB), free memory of the whole system when the stall began; GFP, the allocation's flags;
-/// CGROUP, the one that the thread is charged to; TARGET, the one whose limit was reached.
+/// CGROUP, the one that the thread is charged to; TARGET, the one that was reclaimed from.
 #[derive(Args, Debug)]
 #[command(after_help = DRSNOOP_EXAMPLES)]
 pub struct Drsnoop {
@@ -74,7 +87,7 @@ Examples:
   memtrace drsnoop                        every reclaim stall of this host
   memtrace drsnoop -p 1234 -T             those of process 1234, with the time of day
   memtrace drsnoop -m 10ms -K             those of at least 10 ms, with kernel stacks
-  memtrace drsnoop -c /system.slice -e    those below a cgroup, with all columns
+  memtrace drsnoop -c /system.slice -e    those below a cgroup, with more columns
   memtrace drsnoop --kind memcg -H 5      histograms by thread, every 5 s
   memtrace drsnoop -H --by process -d 60  histograms by process of one minute
   memtrace drsnoop --json | jq .          for programs";
@@ -88,7 +101,7 @@ Examples:
 /// light (the kernel's sync_light) or sync; LAT(ms) is how long it took; STATUS is the kernel's
 /// word for the result.
 ///
-/// With --extended: FRAGIDX, the fragmentation index of the order (towards 0: no memory, towards
+/// With --extended MODE and STATUS are in full, and there are: FRAGIDX, the fragmentation index of the order (towards 0: no memory, towards
 /// 1: fragmented, -1: would succeed); MIN, LOW, HIGH and FREE, the zone's watermarks and free pages
 /// when it began; SCANNED, pages that the migration and the free scanner looked at; GFP, the
 /// allocation's flags; CGROUP, the one that the thread is charged to.
@@ -142,7 +155,7 @@ pub struct Common {
     #[arg(short, long, value_name = "DURATION", value_parser = seconds_or_with_unit)]
     pub duration: Option<std::time::Duration>,
 
-    /// Show when each stall began, in local time
+    /// Show when each stall began, in local time; with --histogram, when each was printed
     #[arg(short = 'T', long, help_heading = OUTPUT)]
     pub timestamp: bool,
     /// Show the user id
@@ -161,40 +174,41 @@ pub struct Common {
     #[arg(long, value_name = "KEY", requires = "histogram", default_value = "thread",
         hide_possible_values = true, help_heading = OUTPUT)]
     pub by: ByArg,
-    /// How many histograms to keep; the rest is shown as one
+    /// How many histograms to keep: those of the first keys seen; all others are shown as one
     #[arg(long, value_name = "N", requires = "histogram", default_value = "1024",
-        value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = OUTPUT)]
+        value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = OUTPUT)]
     pub max_keys: u32,
-    /// Print one JSON object a line
+    /// Print one JSON object a line, with all fields; add -q to silence standard error
     #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
-    /// Print rows only: no header and, unless stalls were lost, no summary
+    /// Print no header, no first line, and no last line unless a stall was not seen
     #[arg(short, long, conflicts_with = "verbose", help_heading = OUTPUT)]
     pub quiet: bool,
-    /// Say what was attached, what this kernel lacks, and what the probes could not deliver
+    /// Say what was attached and what this kernel lacks, and show the probes' own log
     #[arg(short, long, help_heading = OUTPUT)]
     pub verbose: bool,
 
-    /// Size of the buffer between kernel and memtrace: 64K, 4M; rounded up to a power of two
+    /// Size of the buffer between kernel and memtrace: 64K, 4M, up to 1G; rounded up to a power of
+    /// two. Stalls for which it has no room are counted as lost
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "4M",
         help_heading = LIMITS)]
     pub buffer_size: u32,
-    /// How many threads can be held up at the same time
+    /// How many threads can be held up at the same time; further stalls are counted as table full
     #[arg(long, value_name = "N", default_value = "16384",
-        value_parser = clap::value_parser!(u32).range(1..=4_194_304), help_heading = LIMITS)]
+        value_parser = clap::value_parser!(u32).range(1..=1_048_576), help_heading = LIMITS)]
     pub max_stalled: u32,
 
-    /// Seconds between histograms
-    #[arg(requires = "histogram", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Seconds between histograms; needs --histogram
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub interval: Option<u32>,
     /// How many times to print histograms
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub count: Option<u32>,
 }
 
-const FILTERS: &str = "Filters, in the kernel; a stall must pass all";
+const FILTERS: &str = "Filters";
 const OUTPUT: &str = "Output";
-const LIMITS: &str = "Limits; what exceeds them is counted";
+const LIMITS: &str = "Limits";
 
 /// A kind of reclaim as an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,13 +272,20 @@ fn with_unit(text: &str) -> Result<std::time::Duration, String> {
         .map_err(|_| "give a number with a unit, such as 500us, 10ms, 1s or 2m".to_owned())?;
     match std::time::Duration::try_from(duration) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("a duration must be longer than nothing".to_owned()),
+        _ => Err("must be more than zero".to_owned()),
     }
 }
 
 /// Reads a duration, in seconds unless it has a unit.
 fn seconds_or_with_unit(text: &str) -> Result<std::time::Duration, String> {
-    if text.parse::<f64>().is_ok() { with_unit(&format!("{text}s")) } else { with_unit(text) }
+    match text.parse::<f64>() {
+        Ok(seconds) => match std::time::Duration::try_from_secs_f64(seconds) {
+            Ok(duration) if !duration.is_zero() => Ok(duration),
+            _ => Err("must be more than zero, and less than the age of the universe".to_owned()),
+        },
+        Err(_) => with_unit(text)
+            .map_err(|error| error.replace("with a unit,", "of seconds, or with a unit,")),
+    }
 }
 
 /// Reads a size in bytes, of which K, M and G make 1024, 1024^2 and 1024^3.
@@ -306,6 +327,13 @@ mod tests {
             assert!(seconds_or_with_unit(bad).is_err(), "{bad}");
         }
         assert!(with_unit("10").is_err(), "a latency needs a unit");
+    }
+
+    #[test]
+    fn says_what_a_duration_may_be() {
+        let error = seconds_or_with_unit("10x").expect_err("no such unit");
+        assert!(error.contains("a number of seconds"), "{error}");
+        assert!(!with_unit("10x").expect_err("no such unit").contains("seconds"));
     }
 
     #[test]

@@ -6,14 +6,17 @@ use anyhow::{Context as _, Result};
 use jiff::tz::TimeZone;
 use memtrace::{
     cgroup::Cgroup,
-    filter::{self, CommText, Filter},
+    filter::{self, CommText, Filter, FilterError},
     histogram::By,
     live::{Request, Subject},
     stall::{Cause, ReclaimKind},
     view::{self, Format, HistogramOptions, ViewOptions},
 };
 
-use crate::cli::{Common, Compactsnoop, Drsnoop};
+use crate::{
+    cli::{Common, Compactsnoop, Drsnoop},
+    output::say,
+};
 
 /// One run.
 #[derive(Debug)]
@@ -70,10 +73,8 @@ impl Config {
         let histogram = args
             .histogram
             .then_some(HistogramOptions { by: args.by.0, max_keys: args.max_keys as usize });
-        let extended = match histogram {
-            Some(histogram) => histogram.by == By::Cgroup,
-            None => args.extended || args.json,
-        };
+        let extended = histogram.is_none() && (args.extended || args.json);
+        let by_cgroup = histogram.is_some_and(|histogram| histogram.by == By::Cgroup);
         let view = ViewOptions {
             subject: match subject {
                 Subject::Reclaim(_) => view::Subject::Reclaim,
@@ -92,6 +93,7 @@ impl Config {
             subject,
             filter,
             extended,
+            cgroups: extended || by_cgroup,
             stacks: args.kernel_stack,
             buffer_size: args.buffer_size,
             max_stalled: args.max_stalled,
@@ -113,24 +115,44 @@ fn make_filter(args: &Common) -> Result<Filter> {
     if !(args.pid.is_empty() && args.tid.is_empty()) {
         filter::check_pid_namespace().context("cannot filter by --pid or --tid")?;
     }
-    for &pid in &args.pid {
-        filter::check_process(pid).context("cannot filter by --pid")?;
-    }
-    for &tid in &args.tid {
-        filter::check_thread(tid).context("cannot filter by --tid")?;
-    }
+    let processes = running(&args.pid, filter::check_process).context("cannot filter by --pid")?;
+    let threads = running(&args.tid, filter::check_thread).context("cannot filter by --tid")?;
     let uid = args.uid.as_deref().map(filter::find_user).transpose();
     let comm = args.comm.as_deref().map(CommText::new).transpose();
     let cgroup = args.cgroup.as_deref().map(Cgroup::find).transpose();
     let min_ns = args.min_latency.map_or(0, |duration| duration.as_nanos());
     Ok(Filter {
-        processes: args.pid.clone(),
-        threads: args.tid.clone(),
+        processes,
+        threads,
         uid: uid.context("cannot filter by --uid")?,
         comm: comm.context("cannot filter by --comm")?,
         cgroup: cgroup.context("cannot filter by --cgroup")?,
         min_ns: u64::try_from(min_ns).unwrap_or(u64::MAX),
     })
+}
+
+/// Those of a list that run. On a busy host some are gone before memtrace looks: they are named and
+/// left out, unless none is left.
+fn running(
+    ids: &[u32],
+    check: fn(u32) -> Result<(), FilterError>,
+) -> Result<Vec<u32>, FilterError> {
+    let (mut running, mut gone) = (Vec::new(), Vec::new());
+    for &id in ids {
+        match check(id) {
+            Ok(()) => running.push(id),
+            Err(error) => gone.push(error),
+        }
+    }
+    if running.is_empty()
+        && let Some(error) = gone.pop()
+    {
+        return Err(error);
+    }
+    for error in gone {
+        say(format_args!("memtrace: left out: {error}"));
+    }
+    Ok(running)
 }
 
 /// What was chosen, each once and in the usual order; all if nothing was.

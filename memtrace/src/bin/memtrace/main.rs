@@ -9,11 +9,12 @@ mod trace;
 
 use std::process::ExitCode;
 
-use anyhow::{Error, Result};
+use anyhow::{Context as _, Error, Result};
 use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
 use cli::{Cli, Command};
 use config::Config;
 use memtrace::live::LiveError;
+use output::{Output, say};
 
 /// Exit status for what cannot be done.
 const FAILURE: u8 = 1;
@@ -25,14 +26,18 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
+    if let Some(what) = cli.command.contradiction() {
+        say(format_args!("memtrace: {what}; try --help"));
+        return ExitCode::from(USAGE);
+    }
     let verbose = cli.command.is_verbose();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if verbose && let Some(LiveError::Refused { log, .. }) = error.downcast_ref() {
-                eprintln!("{log}");
+                say(log);
             }
-            eprintln!("memtrace: {}", one_line(&error));
+            say(format_args!("memtrace: {}", one_line(&error)));
             ExitCode::from(FAILURE)
         }
     }
@@ -42,9 +47,12 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Drsnoop(args) => trace::run(&Config::drsnoop(&args)?),
         Command::Compactsnoop(args) => trace::run(&Config::compactsnoop(&args)?),
-        Command::Man { directory } => Ok(clap_mangen::generate_to(Cli::command(), directory)?),
+        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+            .with_context(|| format!("cannot write man pages into `{}`", directory.display())),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "memtrace", &mut std::io::stdout());
+            let mut output = Output::new();
+            clap_complete::generate(shell, &mut Cli::command(), "memtrace", &mut output.lines);
+            let _reader = output.flush()?;
             Ok(())
         }
     }
@@ -65,10 +73,13 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.render().to_string();
     let (what, _) = text.split_once("Usage:").unwrap_or((&text, ""));
-    let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
-    let what = what.strip_prefix("error: ").unwrap_or(&what);
-    let what = what.trim_end_matches("For more information, try '--help'.").trim_end();
-    eprintln!("memtrace: {what}; try --help");
+    let what = what.strip_prefix("error: ").unwrap_or(what);
+    let what = what.trim_end().trim_end_matches("For more information, try '--help'.");
+    // Paragraphs are tips and lists of values.
+    let paragraphs = what.split("\n\n").map(|text| text.split_whitespace().collect::<Vec<_>>());
+    let paragraphs = paragraphs.map(|words| words.join(" ")).filter(|text| !text.is_empty());
+    let what = paragraphs.collect::<Vec<_>>().join("; ");
+    say(format_args!("memtrace: {what}; try --help"));
     ExitCode::from(USAGE)
 }
 

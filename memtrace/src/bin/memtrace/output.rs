@@ -1,60 +1,105 @@
-//! Standard output: written in whole lines, as soon as nothing more is waiting, by one call each
-//! time.
+//! Standard output and standard error, either of which may be gone, full, or read by no one just
+//! now: nothing here panics, and nothing waits where stalls would be lost meanwhile.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    os::fd::BorrowedFd,
+};
 
 use anyhow::{Context as _, Result};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::{FileType, fstat},
     stdio,
 };
 
-/// Buffered bytes after which to write even though more is waiting.
-const WRITE_AT: usize = 64 * 1024;
+/// Most bytes that wait for a reader. After that stalls wait in the ring buffer, whose losses are
+/// counted.
+const MOST_WAITING: usize = 1 << 20;
+/// Bytes that a pipe takes without blocking when it can be written to at all (`PIPE_BUF`).
+const AT_ONCE: usize = 4096;
 
-/// Whether anyone reads on.
+/// How things stand with the reader of standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Reader {
-    Present,
+    /// It took all there was.
+    Ready,
+    /// It does not read at the moment.
+    Busy,
     /// The pipe was closed at the other end, as `head` does: an end like any other.
     Gone,
 }
 
-/// What waits to be written.
-#[derive(Debug, Default)]
+/// Standard output: written in whole lines, as soon as nothing more is waiting.
+#[derive(Debug)]
 pub struct Output {
     /// Whole lines; views append to it.
     pub lines: Vec<u8>,
+    /// A file takes everything; pipes and terminals have to be asked.
+    is_file: bool,
 }
 
 impl Output {
-    /// Writes what has gathered if it is much.
-    pub fn relieve(&mut self) -> Result<Reader> {
-        if self.lines.len() < WRITE_AT { Ok(Reader::Present) } else { self.flush() }
+    pub fn new() -> Self {
+        let kind = fstat(stdio::stdout()).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        Self { lines: Vec::new(), is_file: kind == Ok(FileType::RegularFile) }
     }
 
-    /// Writes what has gathered.
+    /// Whether more lines may be added.
+    pub fn has_room(&self) -> bool {
+        self.lines.len() < MOST_WAITING
+    }
+
+    /// Writes what waits, as far as the reader takes it.
     pub fn flush(&mut self) -> Result<Reader> {
-        if self.lines.is_empty() {
-            return Ok(Reader::Present);
-        }
-        let mut stdout = io::stdout().lock();
-        let written = stdout.write_all(&self.lines).and_then(|()| stdout.flush());
-        self.lines.clear();
-        match written {
-            Ok(()) => Ok(Reader::Present),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
-            Err(error) => Err(error).context("cannot write to standard output"),
-        }
+        let mut written = 0;
+        let reader = loop {
+            let rest = &self.lines[written..];
+            if rest.is_empty() {
+                break Reader::Ready;
+            }
+            let part = if self.is_file { rest } else { &rest[..rest.len().min(AT_ONCE)] };
+            if !self.is_file {
+                match reader(PollFlags::OUT) {
+                    Reader::Ready => {}
+                    other => break other,
+                }
+            }
+            match rustix::io::write(stdio::stdout(), part) {
+                Ok(len) => written += len,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => break Reader::Busy,
+                Err(rustix::io::Errno::PIPE) => break Reader::Gone,
+                Err(error) => {
+                    return Err(io::Error::from(error)).context("cannot write to standard output");
+                }
+            }
+        };
+        self.lines.drain(..written);
+        Ok(reader)
     }
 }
 
 /// Looks whether the reader of standard output is gone without writing: on a quiet host the next
 /// row may never come.
-pub fn reader() -> Reader {
-    let mut stdout = [PollFd::from_borrowed_fd(stdio::stdout(), PollFlags::empty())];
-    let polled = poll(&mut stdout, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    let gone = polled.is_ok() && stdout[0].revents().contains(PollFlags::ERR);
-    if gone { Reader::Gone } else { Reader::Present }
+pub fn is_gone() -> bool {
+    reader(PollFlags::empty()) == Reader::Gone
+}
+
+fn reader(interest: PollFlags) -> Reader {
+    let stdout: BorrowedFd<'_> = stdio::stdout();
+    let mut polled = [PollFd::from_borrowed_fd(stdout, interest)];
+    let found = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    let events = polled[0].revents();
+    match found {
+        Ok(_) if events.contains(PollFlags::ERR) => Reader::Gone,
+        Ok(_) if events.contains(interest) => Reader::Ready,
+        _ => Reader::Busy,
+    }
+}
+
+/// Prints a line on standard error. A pipe that is closed there is no reason to end, nor to panic.
+pub fn say(line: impl std::fmt::Display) {
+    let _printed: io::Result<()> = writeln!(io::stderr(), "{line}");
 }

@@ -23,12 +23,16 @@ use tokio::{
 
 use crate::{
     config::{Config, Verbosity},
-    output::{self, Output, Reader},
+    output::{self, Output, Reader, say},
 };
 
 /// How often to look at the ring buffer although the probes have not called. They call only when a
 /// good part of it is full, as calls cost them more than all the rest.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often to ask a reader that was busy.
+const ASK_EVERY: Duration = Duration::from_millis(1);
+/// How long a reader may be busy after a signal to stop, before what it has not taken is given up.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Stalls to show before looking whether it is time to stop.
 const BATCH: usize = 1024;
 /// How often to compare the clocks, as the time of day can be set.
@@ -42,11 +46,62 @@ pub fn run(config: &Config) -> Result<()> {
             .format_target(false)
             .init();
     }
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the event loop")?
-        .block_on(Run::start(config)?.trace())
+        .context("cannot start the event loop")?;
+    runtime.block_on(async {
+        // Before the probes are attached, which takes a while.
+        let mut stop = Stop::listen()?;
+        Run::start(config)?.trace(&mut stop).await
+    })
+}
+
+/// The signals that end a run in good order.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    /// Not where it is ignored, as under nohup.
+    hang_up: Option<Signal>,
+}
+
+impl Stop {
+    fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        let hang_up =
+            if is_ignored(libc::SIGHUP) { None } else { Some(listen(SignalKind::hangup())?) };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hang_up,
+        })
+    }
+
+    /// Waits for one of them.
+    async fn wait(&mut self) {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(signal) => drop(signal.recv().await),
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            () = hang_up => {}
+        }
+    }
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: with no new action the call only writes the present one to the place it is given.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    if asked != 0 {
+        return false;
+    }
+    // SAFETY: the call succeeded, and so has written it.
+    unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 /// A run in progress.
@@ -67,6 +122,17 @@ enum Ring {
     More,
 }
 
+/// Why a run ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The time or the number of intervals that was asked for is over.
+    Planned,
+    /// A signal.
+    Signal,
+    /// No one reads on.
+    ReaderGone,
+}
+
 impl<'a> Run<'a> {
     fn start(config: &'a Config) -> Result<Self> {
         Facts::gather().check()?;
@@ -77,16 +143,13 @@ impl<'a> Run<'a> {
             live,
             names: live::names(&kernel),
             view: View::new(config.view.clone()),
-            output: Output::default(),
+            output: Output::new(),
             stalls: 0,
             started: Instant::now(),
         })
     }
 
-    async fn trace(mut self) -> Result<()> {
-        let mut interrupt = stop_signal(SignalKind::interrupt())?;
-        let mut terminate = stop_signal(SignalKind::terminate())?;
-        let mut hang_up = stop_signal(SignalKind::hangup())?;
+    async fn trace(mut self, stop: &mut Stop) -> Result<()> {
         // A descriptor of its own, so that the ring buffer can be read while this one waits.
         let ring = self.live.ring_descriptor().context("cannot wait for the probes")?;
         // SAFETY: the descriptor is open, owned, and moved in to stay until the end.
@@ -95,10 +158,11 @@ impl<'a> Run<'a> {
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut clocks = Instant::now();
-        let mut intervals = self
-            .config
-            .interval
-            .map(|period| interval_at(tokio::time::Instant::now() + period, period));
+        let mut intervals = self.config.interval.map(|period| {
+            let mut intervals = interval_at(tokio::time::Instant::now() + period, period);
+            intervals.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            intervals
+        });
         let mut intervals_left = self.config.count;
         let deadline = async {
             match self.config.duration {
@@ -112,19 +176,21 @@ impl<'a> Run<'a> {
         self.view.begin(Timestamp::now(), &mut self.output.lines);
         let mut reader = self.output.flush()?;
         let mut waiting = Ring::Dry;
-        while reader == Reader::Present {
+        let end = loop {
+            if reader == Reader::Gone {
+                break End::ReaderGone;
+            }
+            let can_show = waiting == Ring::More && self.output.has_room();
             tokio::select! {
                 biased;
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
-                _ = hang_up.recv() => break,
-                () = &mut deadline => break,
+                () = stop.wait() => break End::Signal,
+                () = &mut deadline => break End::Planned,
                 () = tick(&mut intervals) => {
                     if let Some(left) = &mut intervals_left {
                         *left -= 1;
                         if *left == 0 {
                             // The end shows the last one, with what comes in until then.
-                            break;
+                            break End::Planned;
                         }
                     }
                     self.show_all()?;
@@ -138,62 +204,97 @@ impl<'a> Run<'a> {
                         clocks = Instant::now();
                         self.names.clock = WallClock::now();
                     }
-                    reader = output::reader();
-                    if reader == Reader::Gone {
-                        break;
+                    if output::is_gone() {
+                        break End::ReaderGone;
                     }
                 }
                 ready = ring.readable() => ready.context("cannot wait for the probes")?.clear_ready(),
-                () = yield_now(), if waiting == Ring::More => {}
+                () = sleep(ASK_EVERY), if reader == Reader::Busy => {}
+                () = yield_now(), if can_show => {}
             }
             waiting = self.show(BATCH)?;
-            if waiting == Ring::Dry {
+            if waiting == Ring::Dry || !self.output.has_room() {
                 reader = self.output.flush()?;
             }
-        }
-        self.end()
+        };
+        self.end(end, stop).await
     }
 
-    /// Shows up to `limit` of the stalls that wait.
+    /// Shows up to `limit` of the stalls that wait, as far as there is room.
     fn show(&mut self, limit: usize) -> Result<Ring> {
         for _ in 0..limit {
+            if !self.output.has_room() && self.output.flush()? != Reader::Ready {
+                return Ok(Ring::More);
+            }
             let Some(stall) = self.live.next_stall() else { return Ok(Ring::Dry) };
             self.stalls += 1;
             self.view.stall(&stall, &mut self.names, &mut self.output.lines);
-            // A reader that is gone is noticed at the next flush.
-            let _reader = self.output.relieve()?;
         }
         Ok(Ring::More)
     }
 
     /// Shows all stalls that wait, but not for ever those that keep coming.
-    fn show_all(&mut self) -> Result<()> {
-        self.show(self.config.request.buffer_size as usize)?;
-        Ok(())
+    fn show_all(&mut self) -> Result<Ring> {
+        self.show(self.config.request.buffer_size as usize)
     }
 
-    fn end(mut self) -> Result<()> {
+    async fn end(mut self, end: End, stop: &mut Stop) -> Result<()> {
         let duration = self.started.elapsed();
         self.live.detach();
-        self.show_all()?;
+        let mut delivered = true;
+        while delivered && self.show_all()? == Ring::More {
+            delivered = self.deliver(end, stop).await?;
+        }
         self.live.flush_log();
-        let losses = self.live.losses();
+        if self.config.interval.is_some() && end == End::Planned {
+            self.view.interval(&mut self.names, Timestamp::now(), &mut self.output.lines);
+        }
+        let losses = self.live.losses()?;
         let summary = Summary {
             stalls: self.stalls,
             lost: losses.lost,
             missed_begin: losses.missed_begin,
             table_full: losses.table_full,
             skipped: losses.skipped,
-            unfinished: self.live.unfinished(),
+            unfinished: self.live.unfinished()?,
             duration,
             unavailable: self.live.unavailable().to_vec(),
         };
         self.view.end(&mut self.names, Timestamp::now(), &summary, &mut self.output.lines);
-        let _reader = self.output.flush()?;
+        delivered = delivered && self.deliver(end, stop).await?;
         if self.config.verbosity != Verbosity::Quiet || !summary.is_complete() {
-            eprintln!("{summary}");
+            say(&summary);
+        }
+        if !delivered && end != End::ReaderGone {
+            let bytes = self.output.lines.len();
+            say(format_args!("memtrace: {bytes} bytes of output given up, as no one read them"));
         }
         Ok(())
+    }
+
+    /// Writes what waits; whether the reader took all of it. After a planned end it may take its
+    /// time, as nothing is attached any more, until a signal says that it is enough.
+    async fn deliver(&mut self, end: End, stop: &mut Stop) -> Result<bool> {
+        let mut since = Instant::now();
+        let mut left = self.output.lines.len();
+        loop {
+            match self.output.flush()? {
+                Reader::Ready => return Ok(true),
+                Reader::Gone => return Ok(false),
+                Reader::Busy => {}
+            }
+            if self.output.lines.len() != left {
+                left = self.output.lines.len();
+                since = Instant::now();
+            }
+            if end == End::Signal && since.elapsed() >= PATIENCE {
+                return Ok(false);
+            }
+            tokio::select! {
+                () = stop.wait() => return Ok(false),
+                () = sleep(ASK_EVERY) => {}
+            }
+        }
     }
 
     /// Says what is traced and how to stop.
@@ -206,11 +307,11 @@ impl<'a> Run<'a> {
             Some(duration) => format!("for {} s, or until", duration.as_secs_f64()),
             None => "until".to_owned(),
         };
-        eprintln!("Tracing {} {until} Ctrl-C...", self.config.what);
+        say(format_args!("Tracing {} {until} Ctrl-C...", self.config.what));
         if verbosity == Verbosity::Verbose {
-            eprintln!("memtrace: attached to {}", self.live.attached().join(", "));
+            say(format_args!("memtrace: attached to {}", self.live.attached().join(", ")));
             for feature in self.live.unavailable() {
-                eprintln!("memtrace: not available on this kernel: {feature}");
+                say(format_args!("memtrace: not available on this kernel: {feature}"));
             }
         }
     }
@@ -222,8 +323,4 @@ async fn tick(intervals: &mut Option<Interval>) {
         Some(intervals) => drop(intervals.tick().await),
         None => pending().await,
     }
-}
-
-fn stop_signal(kind: SignalKind) -> Result<Signal> {
-    signal(kind).context("cannot listen for signals")
 }
