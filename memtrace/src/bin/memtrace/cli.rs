@@ -90,7 +90,9 @@ Examples:
   memtrace drsnoop -c /system.slice -e    those below a cgroup, with more columns
   memtrace drsnoop --kind memcg -H 5      histograms by thread, every 5 s
   memtrace drsnoop -H --by process -d 60  histograms by process of one minute
-  memtrace drsnoop --json | jq .          for programs";
+  memtrace drsnoop --json | jq .          for programs
+
+Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
 /// Show threads that are held up compacting memory
 ///
@@ -127,7 +129,9 @@ Examples:
   memtrace compactsnoop --cause direct -K    those that held an allocation up, with stacks
   memtrace compactsnoop -e -d 60             with watermarks and fragmentation, for one minute
   memtrace compactsnoop -H --by cause 10 6   histograms by cause, every 10 s, 6 times
-  memtrace compactsnoop -H --by order --json for programs";
+  memtrace compactsnoop -H --by order --json for programs
+
+Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
 #[derive(Args, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]

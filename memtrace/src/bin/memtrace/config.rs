@@ -141,7 +141,8 @@ fn running(
     for &id in ids {
         match check(id) {
             Ok(()) => running.push(id),
-            Err(error) => gone.push(error),
+            Err(error @ (FilterError::NoProcess(_) | FilterError::NoThread(_))) => gone.push(error),
+            Err(error) => return Err(error),
         }
     }
     if running.is_empty()
