@@ -254,6 +254,10 @@ fn keys_beyond_the_greatest_number_are_folded() -> Result<()> {
 #[test]
 fn intervals() -> Result<()> {
     let mut scene = Scene::new()?;
+    // At work before the first interval, so that none is empty.
+    for (load, cgroup) in scene.loads.iter_mut().zip(&scene.cgroups) {
+        load.work(cgroup, 1)?;
+    }
     let memtrace = Memtrace::start(&[
         "drsnoop",
         "--json",
@@ -265,9 +269,6 @@ fn intervals() -> Result<()> {
         "1",
         "3",
     ]);
-    for load in &mut scene.loads {
-        load.go()?;
-    }
     let finished = memtrace.wait();
     finished.assert_success();
     let traced = finished.traced();

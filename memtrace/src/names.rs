@@ -102,9 +102,9 @@ mod tests {
 
     #[test]
     fn puts_flags_into_words_and_the_rest_into_hex() {
-        let named = |flags, name: &str| (flags, name.to_owned());
+        let flag = |flags, name: &str| (flags, name.to_owned());
         let names =
-            GfpNames(vec![named(0b111, "GFP_ALL"), named(0b1, "__GFP_A"), named(0b10, "__GFP_B")]);
+            GfpNames(vec![flag(0b111, "GFP_ALL"), flag(0b1, "__GFP_A"), flag(0b10, "__GFP_B")]);
         let words = |mask| {
             let mut words = Vec::new();
             names.for_each(mask, |word| words.push(word.to_owned()));
