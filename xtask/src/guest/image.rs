@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{
     kernel::{Files, MODULES},
@@ -20,7 +20,7 @@ use crate::process;
 pub const BUSYBOX: &str = "/bin/busybox";
 
 /// Room on the disk, most of it for the files of loads. What is not used is not there.
-const DISK_SIZE: &str = "2G";
+const DISK_SIZE: u64 = 2 << 30;
 
 /// What every kernel that can be a guest understands, whatever this machine's mke2fs would choose.
 const FEATURES: &str = "none,has_journal,extent,64bit,dir_index,filetype,sparse_super,large_file,huge_file,extra_isize,flex_bg";
@@ -61,13 +61,15 @@ pub fn disk(dir: &Path, programs: &[Program], command: &str) -> Result<PathBuf> 
     write(&root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n", 0o644)?;
 
     let disk = dir.join("disk.img");
+    File::create(&disk)
+        .and_then(|file| file.set_len(DISK_SIZE))
+        .with_context(|| format!("cannot create `{}`", disk.display()))?;
     let mut mke2fs = Command::new(mke2fs());
     mke2fs
         .args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", FEATURES])
         // Else the kernel does it, while tests run.
         .args(["-E", "root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0", "-d"])
-        .args([&root, &disk])
-        .arg(DISK_SIZE);
+        .args([&root, &disk]);
     process::run(&mut mke2fs)?;
     Ok(disk)
 }
@@ -104,7 +106,7 @@ pub fn initramfs(dir: &Path, name: &str, kernel: &Files) -> Result<PathBuf> {
         .stdin(File::open(&list).context("cannot read the list of the initramfs")?)
         .stdout(File::create(&archive).context("cannot write the initramfs")?);
     let status = cpio.status().context("cannot run cpio")?;
-    anyhow::ensure!(status.success(), "`{}` failed: {status}", process::shown(&cpio));
+    ensure!(status.success(), "`{}` failed: {status}", process::shown(&cpio));
     Ok(archive)
 }
 

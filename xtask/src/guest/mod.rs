@@ -3,7 +3,7 @@
 //! `archive` and `kernel` get the kernels, `programs` builds what runs on them, `image` packs it, `machine` boots it,
 //! `watch` and `console` say how that went.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{
     Arc,
@@ -36,6 +36,9 @@ use watch::Ending;
 /// How often a kernel may fail to boot. Some do now and then, for no reason of ours.
 const BOOTS: u32 = 3;
 
+/// Tests of what is the same on all kernels, and needs more than a guest has.
+const NOT_IN_GUESTS: [&str; 1] = ["errors"];
+
 /// What was asked for.
 #[derive(Args)]
 pub struct Guest {
@@ -63,7 +66,7 @@ pub struct Guest {
 struct Ready {
     name: String,
     kernel: Files,
-    initramfs: std::path::PathBuf,
+    initramfs: PathBuf,
 }
 
 /// Runs the guests. Gives the status of the first command that failed.
@@ -184,9 +187,6 @@ fn shell_command(command: &[String], programs: &[Program]) -> String {
     lines.push("exit $status".to_owned());
     lines.join("\n")
 }
-
-/// Tests of what is the same on all kernels, and needs more than a guest has.
-const NOT_IN_GUESTS: [&str; 1] = ["errors"];
 
 #[cfg(test)]
 mod tests {
