@@ -3,11 +3,12 @@
 use std::env;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
 use crate::ebpf::{self, Tools};
+use crate::guest::{self, Guest};
 use crate::process::{self, cargo};
 
 /// Tells the integration tests which memtrace to test.
@@ -101,16 +102,25 @@ pub fn lint(tools: &Tools<'_>) -> Result<()> {
     clippy.current_dir(workspace()?).args(["clippy", "--all-targets", "--", "-Dwarnings"]);
     process::run(&mut clippy)?;
 
-    let xtask = env::current_exe().context("cannot tell where xtask lies")?;
-    let target_dir =
-        ebpf::target_dir(&xtask).context("xtask does not lie in cargo's target directory")?;
+    let target_dir = target_dir()?;
     let mut clippy =
-        tools.cargo("cargo-clippy", "clippy", workspace()?, target_dir, env::consts::ARCH);
+        tools.cargo("cargo-clippy", "clippy", workspace()?, &target_dir, env::consts::ARCH);
     let status = clippy.args(["--", "-Dwarnings"]).status();
     if !status.context("cannot run clippy on the eBPF probes")?.success() {
         bail!("clippy has found something in the eBPF probes");
     }
     Ok(())
+}
+
+/// Runs the tests, or a command, on other kernels.
+pub fn guest(guest: &Guest) -> Result<ExitCode> {
+    guest::run(guest, workspace()?, &target_dir()?)
+}
+
+fn target_dir() -> Result<PathBuf> {
+    let xtask = env::current_exe().context("cannot tell where xtask lies")?;
+    let dir = ebpf::target_dir(&xtask).context("xtask does not lie in cargo's target directory")?;
+    Ok(dir.to_owned())
 }
 
 fn workspace() -> Result<&'static Path> {

@@ -11,10 +11,12 @@ mod apt;
 mod commands;
 #[expect(dead_code, reason = "memtrace's build script uses what is not used here")]
 mod ebpf;
+mod guest;
 mod process;
 mod setup;
 
 use commands::Profile;
+use guest::Guest;
 use setup::Setup;
 
 /// Builds, runs, tests and lints memtrace.
@@ -47,6 +49,8 @@ enum Command {
         /// Run only the tests whose name contains one of these
         filters: Vec<String>,
     },
+    /// Run memtrace's tests, or a command, on other kernels, each in an emulated machine of its own
+    Guest(Guest),
     /// Format the sources
     Fmt {
         /// Only say what would change, and fail if anything would
@@ -59,7 +63,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(err) => {
             eprintln!("error: {err:#}");
             ExitCode::FAILURE
@@ -67,29 +71,35 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> Result<()> {
+fn run(args: Args) -> Result<ExitCode> {
     let setup = Setup { install: !args.no_install };
     match args.command {
         Command::Build { debug } => {
             setup.tools()?;
-            commands::build(if debug { Profile::Dev } else { Profile::Release })
+            commands::build(if debug { Profile::Dev } else { Profile::Release })?;
         }
         Command::Run { args } => {
             process::need_root("memtrace")?;
             setup.tools()?;
-            commands::run(&args)
+            commands::run(&args)?;
         }
         Command::Test { filters } => {
             process::need_root("the integration tests")?;
             setup.tools()?;
-            commands::test(&filters)
+            commands::test(&filters)?;
         }
-        Command::Fmt { check } => commands::fmt(check),
+        Command::Guest(guest) => {
+            setup.tools()?;
+            setup.guest()?;
+            return commands::guest(&guest);
+        }
+        Command::Fmt { check } => commands::fmt(check)?,
         Command::Lint => {
             let found = setup.tools()?;
             let tools = found.tools().context("the tools are gone")?;
             setup.clippy(tools.toolchain)?;
-            commands::lint(&tools)
+            commands::lint(&tools)?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 //! Which tools can build the eBPF object is for `ebpf` to say.
 
 use std::env;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -12,10 +13,21 @@ use crate::apt::{self, Policy};
 use crate::ebpf::search::{
     DEBIAN_LLVM, Found, LINKER_VERSION, Missing, Places, TOOLCHAIN_VARIABLE, Toolchain, number,
 };
+use crate::guest;
 use crate::process;
 
 /// Debian's compiler with a `core` for BPF.
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+
+/// What guests are made with.
+const GUEST: [&str; 6] = [
+    "qemu-system-x86",
+    "busybox-static",
+    "cpio",
+    "xz-utils",
+    "e2fsprogs",
+    "debian-archive-keyring",
+];
 
 /// The newest LLVM that bpf-linker can be built with.
 const NEWEST_LLVM: u32 = 23;
@@ -67,6 +79,22 @@ impl Setup {
         let plan =
             self.plan(|_| Plan { packages: vec!["rust-web-clippy".to_owned()], linker: None })?;
         self.carry_out(&plan)
+    }
+
+    /// Makes sure of what guests are made with.
+    pub fn guest(&self) -> Result<()> {
+        let missing = missing_for_guests();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        eprintln!("missing: {}, for guests", missing.join(", "));
+        let plan = self.plan(|_| Plan { packages: missing.clone(), linker: None })?;
+        self.carry_out(&plan)?;
+        let missing = missing_for_guests();
+        if !missing.is_empty() {
+            bail!("everything is installed, and yet this is missing: {}", missing.join(", "));
+        }
+        Ok(())
     }
 
     /// Makes the plan that fits what apt has to offer, and finds out whether it can be carried out.
@@ -213,6 +241,24 @@ impl Plan {
     }
 }
 
+/// The packages that guests need, by whether what they are needed for is there.
+fn missing_for_guests() -> Vec<String> {
+    let mke2fs = guest::image::mke2fs();
+    // One with libraries does not run in a guest, which has none. It names its loader on its first page.
+    let is_static =
+        |program: &[u8]| !program.windows(9).take(4096).any(|part| part == b"ld-linux-");
+    let are_there = [
+        process::on_path(guest::machine::QEMU),
+        fs::read(guest::image::BUSYBOX).is_ok_and(|program| is_static(&program)),
+        process::on_path("cpio"),
+        process::on_path("xz"),
+        mke2fs.is_absolute() || process::on_path("mke2fs"),
+        Path::new(guest::archive::KEYRING).is_file(),
+    ];
+    let missing = GUEST.into_iter().zip(are_there).filter(|(_, is_there)| !is_there);
+    missing.map(|(package, _)| package.to_owned()).collect()
+}
+
 fn llvm_packages(llvm: u32) -> [String; 3] {
     [format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev"), "libzstd-dev".to_owned()]
 }
@@ -220,7 +266,13 @@ fn llvm_packages(llvm: u32) -> [String; 3] {
 /// Every package that a plan may come to.
 fn known_packages() -> Vec<String> {
     let llvm = (DEBIAN_LLVM..=NEWEST_LLVM).flat_map(llvm_packages);
-    COMPILER.into_iter().chain(["rust-web-clippy"]).map(str::to_owned).chain(llvm).collect()
+    COMPILER
+        .into_iter()
+        .chain(["rust-web-clippy"])
+        .chain(GUEST)
+        .map(str::to_owned)
+        .chain(llvm)
+        .collect()
 }
 
 fn install_linker(llvm: u32) -> Command {
