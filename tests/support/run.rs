@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::{self, Read},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::PathBuf,
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -33,11 +33,21 @@ pub fn binary() -> PathBuf {
         .unwrap_or_else(|err| panic!("MEMTRACE_BIN names `{}`: {err}", path.display()))
 }
 
-/// A command that runs memtrace with these arguments.
+/// A command that runs memtrace with these arguments. It hears a hang-up even where the tests run
+/// under nohup.
 #[must_use]
 pub fn command<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
     let mut command = Command::new(binary());
     command.args(args);
+    let hear_hang_up = || {
+        // SAFETY: the call may be made between fork and exec, and only sets what a signal does.
+        match unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) } {
+            libc::SIG_ERR => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: the closure makes one call that is safe between fork and exec, and allocates nothing.
+    unsafe { command.pre_exec(hear_hang_up) };
     command
 }
 
