@@ -93,8 +93,13 @@ fn run(args: Args) -> Result<ExitCode> {
             setup.guest()?;
             return commands::guest(&guest);
         }
-        Command::Fmt { check } => commands::fmt(check)?,
+        Command::Fmt { check } => {
+            setup.component("rustfmt")?;
+            commands::fmt(check)?;
+        }
         Command::Lint => {
+            setup.component("rustfmt")?;
+            setup.component("clippy")?;
             let found = setup.tools()?;
             let tools = found.tools().context("the tools are gone")?;
             setup.clippy(tools.toolchain)?;

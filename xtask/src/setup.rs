@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::apt::{self, Policy};
 use crate::ebpf::search::{
@@ -60,6 +60,26 @@ impl Setup {
             self.carry_out(&plan)?;
             last = Some(plan);
         }
+    }
+
+    /// Makes sure that the toolchain of the workspace itself has `component`, rustfmt or clippy, which
+    /// a minimal rustup leaves out.
+    pub fn component(&self, component: &str) -> Result<()> {
+        let subcommand = if component == "rustfmt" { "fmt" } else { component };
+        let is_there = || process::cargo().args([subcommand, "--version"]).output();
+        if is_there().is_ok_and(|output| output.status.success()) {
+            return Ok(());
+        }
+        eprintln!("missing: {component}, a component of the Rust toolchain");
+        let mut rustup = Command::new("rustup");
+        rustup.args(["component", "add", component]);
+        let by_hand = process::shown(&rustup);
+        if !self.install {
+            bail!("`--no-install` was given: run `{by_hand}`");
+        }
+        process::run(&mut rustup).with_context(|| {
+            format!("cannot install {component}: run `{by_hand}`, or install it by hand")
+        })
     }
 
     /// Makes sure that `toolchain` has a clippy.
