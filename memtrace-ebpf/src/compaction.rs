@@ -96,12 +96,11 @@ fn compact_begin(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "mm_compaction_end")]
 fn compact_end(ctx: RawTracePointContext) -> i32 {
     let thread = Thread::current();
-    let control = kernel::arg(&ctx, layout!(compaction_args.end_cc));
+    // Zero where the tracepoint passes none: LLVM leaves the inside of a `None` unset, and reads it
+    // all the same where it makes no difference, which the verifier of 5.10 refuses.
+    let control = kernel::arg(&ctx, layout!(compaction_args.end_cc)).unwrap_or(0);
     let Some(begin) = COMPACTIONS.get_ptr(thread.tid) else {
-        let begin = match control {
-            Some(control) => from_control(control),
-            None => from_hint(&ctx, thread.tid),
-        };
+        let begin = if control == 0 { from_hint(&ctx, thread.tid) } else { from_control(control) };
         if thread.passes() && wanted_cause(begin.cause) {
             count(counter::END_WITHOUT_BEGIN);
             debug!(&ctx, "no begin: thread {} ended compaction", thread.tid);
@@ -146,7 +145,6 @@ fn compact_end(ctx: RawTracePointContext) -> i32 {
         record.stall.known |= known::ZONE;
     }
     if wanted(wanted::EXTENDED)
-        && let Some(control) = control
         && let Some(migrate) = kernel::read(control, layout!(compact_control_migrate_scanned))
         && let Some(free) = kernel::read(control, layout!(compact_control_free_scanned))
     {
