@@ -30,7 +30,7 @@ pub mod mechanism {
 }
 
 /// Bits of [`Stall::known`]: which of the optional fields the probe could fill on this kernel, for
-/// this stall. A field whose bit is not set holds zero and means nothing.
+/// this stall. A field whose bit is not set means nothing, whatever it holds.
 pub mod known {
     /// [`super::Stall::gfp`].
     pub const GFP: u32 = 1 << 0;
