@@ -16,6 +16,22 @@ use rustix::{
 /// A user id that owns nothing: `nobody`.
 pub const NOBODY: u32 = 65534;
 
+/// Whether this is one of the emulated machines that `cargo xtask guest` makes: its clock jumps, it
+/// is many times slower than a real one, and it may be ruined.
+#[must_use]
+pub fn is_guest() -> bool {
+    std::env::var_os("MEMTRACE_GUEST").is_some()
+}
+
+/// Keeps a test that would bring the machine to its knees from running anywhere else.
+///
+/// # Panics
+/// Unless [`is_guest`].
+#[track_caller]
+pub fn require_guest() {
+    assert!(is_guest(), "this test ruins the machine that it runs on: run it with `cargo xtask guest`");
+}
+
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of memtrace and of the oracle.
 #[must_use]
 pub fn monotonic_ns() -> u64 {

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs from the disk as process 1: makes a usual system, runs /command, and tells its exit status.
 # The kernel's console is ttyS0; the command's output goes to ttyS1; ttyS2 is between this script and xtask.
-export PATH=/bin HOME=/root TERM=dumb RUST_BACKTRACE=1 MEMTRACE_BIN=/bin/memtrace
+export PATH=/bin HOME=/root TERM=dumb RUST_BACKTRACE=1 MEMTRACE_BIN=/bin/memtrace MEMTRACE_GUEST=1
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys

@@ -30,6 +30,7 @@ pub fn build(workspace: &Path, target_dir: &Path) -> Result<Vec<Program>> {
         .current_dir(workspace)
         // Guests are emulated: tests of the dev profile would take minutes to read a trace.
         .args(["build", "--release", "--target", TARGET, "--package=memtrace", "--package=tests"])
+        .args(["--features", "tests/guest"])
         .args(["--bins", "--test", "*", "--message-format=json-render-diagnostics"])
         .arg("--target-dir")
         .arg(target_dir)
