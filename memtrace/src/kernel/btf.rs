@@ -208,6 +208,13 @@ impl<'a> Btf<'a> {
             .flat_map(|header| self.enumerators_of(header))
     }
 
+    /// Whether the kernel has the variable `name`; only those of which every CPU has its own are told
+    /// of by all kernels.
+    #[must_use]
+    pub fn has_variable(&self, name: &str) -> bool {
+        self.find(name, kind::VAR).is_some()
+    }
+
     /// Types of the arguments of the raw tracepoint `event`, or nothing where the kernel does not
     /// have it. They come from the typedef `btf_trace_<event>`, a pointer to a function whose first
     /// argument is the tracepoint's private data and left out here.

@@ -35,6 +35,8 @@ pub struct Kernel {
     pub tells_free_pages: bool,
     /// Address of the counter of free pages where they cannot be summed up.
     pub free_pages_address: Option<u64>,
+    /// Whether a thread can be preempted while a tracepoint's programs run.
+    pub has_preemptible_tracepoints: bool,
     tracepoints: Vec<&'static str>,
 }
 
@@ -68,6 +70,7 @@ impl Kernel {
             statuses: enum_names(&btf, "compact_result", "COMPACT_"),
             tells_free_pages: sums_free_pages || free_pages_address.is_some(),
             free_pages_address,
+            has_preemptible_tracepoints: has_preemptible_tracepoints(&btf),
             tracepoints: tracepoints.iter().filter(has).copied().collect(),
             layout,
         })
@@ -78,6 +81,13 @@ impl Kernel {
     pub fn has_tracepoint(&self, name: &str) -> bool {
         self.tracepoints.contains(&name)
     }
+}
+
+/// Since 7.0 SRCU guards tracepoints, where preemption was disabled before (`__DECLARE_TRACE()` in
+/// include/linux/tracepoint.h). Up to 6.12 there was a `tracepoint_srcu`, too, for a few of them; it
+/// went with the same release that brought `struct tracepoint_ext`.
+fn has_preemptible_tracepoints(btf: &Btf<'_>) -> bool {
+    btf.has_variable("tracepoint_srcu_srcu_data") && btf.member("tracepoint", "ext").is_some()
 }
 
 fn gfp_names(btf: &Btf<'_>) -> GfpNames {
@@ -144,6 +154,26 @@ mod tests {
         assert_eq!(parse_list("0\n"), [0]);
         assert_eq!(parse_list("0-2,5\n"), [0, 1, 2, 5]);
         assert_eq!(parse_list("\n"), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn tells_kernels_apart_whose_tracepoints_can_be_preempted() {
+        let kernel = |has_srcu: bool, has_ext: bool| {
+            let mut builder = btf_builder::Builder::default();
+            let pointer = builder.pointer(0);
+            let members = [("name", pointer, 0), ("ext", pointer, 64)];
+            builder.structure("tracepoint", 16, &members[..1 + usize::from(has_ext)]);
+            if has_srcu {
+                builder.variable("tracepoint_srcu_srcu_data", pointer);
+            }
+            builder.blob()
+        };
+        let preemptible =
+            |blob: &[u8]| has_preemptible_tracepoints(&Btf::parse(blob).expect("well-formed"));
+        // As up to 6.12, from 6.13 to 6.19, and since 7.0.
+        assert!(!preemptible(&kernel(true, false)));
+        assert!(!preemptible(&kernel(false, true)));
+        assert!(preemptible(&kernel(true, true)));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use aya::{
     Ebpf, EbpfLoader, Pod, include_bytes_aligned,
     maps::{HashMap, Map, MapError},
-    programs::{ProgramError, RawTracePoint, raw_trace_point::RawTracePointLink},
+    programs::{
+        Program, ProgramError, RawTracePoint, TracePoint, raw_trace_point::RawTracePointLink,
+        trace_point::TracePointLink,
+    },
 };
 use memtrace_common::{
     config::{filter, kind, wanted},
@@ -11,7 +14,10 @@ use memtrace_common::{
 };
 use zerocopy::IntoBytes as _;
 
-use super::{LiveError, Request, Subject, is_not_permitted, probes::Probe};
+use super::{
+    LiveError, Request, Subject, is_not_permitted,
+    probes::{Probe, ProgramKind},
+};
 use crate::{
     cgroup::Hierarchy,
     decode,
@@ -146,36 +152,52 @@ fn missing_map(name: &str) -> MapError {
 
 /// Has the kernel verify and compile a probe.
 pub(super) fn verify(ebpf: &mut Ebpf, probe: Probe) -> Result<(), LiveError> {
-    raw_tracepoint(ebpf, probe)?.load().map_err(|error| refused(probe, error))
+    match probe.kind {
+        ProgramKind::Raw => program::<RawTracePoint>(ebpf, probe)?.load(),
+        ProgramKind::Classic => program::<TracePoint>(ebpf, probe)?.load(),
+    }
+    .map_err(|error| refused(probe, error))
 }
 
-fn raw_tracepoint(ebpf: &mut Ebpf, probe: Probe) -> Result<&mut RawTracePoint, LiveError> {
-    let error = |error| LiveError::Attach {
-        probe: probe.program,
-        tracepoint: probe.tracepoint,
-        error: Box::new(error),
+fn program<'a, P>(ebpf: &'a mut Ebpf, probe: Probe) -> Result<&'a mut P, LiveError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(probe.program).ok_or(ProgramError::NotLoaded);
+    program.and_then(TryInto::try_into).map_err(|error| not_attached(probe, error))
+}
+
+/// A probe on its tracepoint, detached when dropped.
+#[derive(Debug)]
+#[expect(dead_code, reason = "they are kept to be dropped")]
+pub(super) enum Link {
+    Raw(RawTracePointLink),
+    Classic(TracePointLink),
+}
+
+pub(super) fn attach(ebpf: &mut Ebpf, probe: Probe) -> Result<Link, LiveError> {
+    let link = match probe.kind {
+        ProgramKind::Raw => {
+            let program = program::<RawTracePoint>(ebpf, probe)?;
+            let link = program.attach(probe.tracepoint).and_then(|id| program.take_link(id));
+            link.map(Link::Raw)
+        }
+        ProgramKind::Classic => {
+            let program = program::<TracePoint>(ebpf, probe)?;
+            let link = program.attach("vmscan", probe.tracepoint);
+            link.and_then(|id| program.take_link(id)).map(Link::Classic)
+        }
     };
-    let program = ebpf.program_mut(probe.program).ok_or(ProgramError::NotLoaded).map_err(error)?;
-    program.try_into().map_err(error)
+    link.map_err(|error| not_attached(probe, error))
 }
 
-pub(super) fn attach(ebpf: &mut Ebpf, probe: Probe) -> Result<RawTracePointLink, LiveError> {
-    let program = raw_tracepoint(ebpf, probe)?;
-    let link = program.attach(probe.tracepoint).and_then(|id| program.take_link(id));
-    link.map_err(|error| LiveError::Attach {
-        probe: probe.program,
-        tracepoint: probe.tracepoint,
-        error: Box::new(error),
-    })
+fn not_attached(probe: Probe, error: ProgramError) -> LiveError {
+    LiveError::Attach { probe: probe.program, tracepoint: probe.tracepoint, error: Box::new(error) }
 }
 
 fn refused(probe: Probe, error: ProgramError) -> LiveError {
     let ProgramError::LoadError { io_error, verifier_log } = error else {
-        return LiveError::Attach {
-            probe: probe.program,
-            tracepoint: probe.tracepoint,
-            error: Box::new(error),
-        };
+        return not_attached(probe, error);
     };
     let log = verifier_log.to_string();
     LiveError::Refused {

@@ -7,6 +7,7 @@ mod probes;
 pub use probes::tracepoints;
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
@@ -14,13 +15,13 @@ use std::{
 use aya::{
     Ebpf, EbpfError,
     maps::{MapData, MapError, PerCpuArray, RingBuf},
-    programs::{ProgramError, raw_trace_point::RawTracePointLink},
+    programs::{Program, ProgramError},
 };
 use aya_log::EbpfLogger;
 use memtrace_common::{counter, in_progress};
 use thiserror::Error;
 
-use probes::Plan;
+use probes::{Plan, SPARES};
 
 use crate::{
     cgroup::Cgroups,
@@ -153,8 +154,10 @@ pub struct Live {
     /// Records that made no sense.
     undecodable: u64,
     counters: PerCpuArray<MapData, u64>,
+    /// Ends that were seen before the probes of the begins were attached.
+    early_ends: u64,
     /// Detach as they are dropped, which a vector does in the order of attaching.
-    links: Vec<RawTracePointLink>,
+    links: Vec<load::Link>,
     unavailable: Vec<String>,
     attached: Vec<String>,
     /// Reads the probes' log.
@@ -182,10 +185,12 @@ impl Live {
         for probe in &plan.probes {
             links.push(load::attach(&mut ebpf, *probe)?);
         }
+        let early_ends = sum(&counters, counter::END_WITHOUT_BEGIN)?;
         Ok(Self {
             ring,
             undecodable: 0,
             counters,
+            early_ends,
             links,
             unavailable: plan.unavailable,
             attached: plan.probes.iter().map(|probe| probe.tracepoint.to_owned()).collect(),
@@ -228,16 +233,12 @@ impl Live {
 
     /// What was not delivered so far.
     pub fn losses(&self) -> Result<Losses, LiveError> {
-        let sum = |slot| {
-            let values = self.counters.get(&slot, 0);
-            let values = values.map_err(|error| LiveError::map("COUNTERS", error))?;
-            Ok::<_, LiveError>(values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value)))
-        };
-        let table_full = sum(counter::TABLE_FULL)?;
+        let table_full = sum(&self.counters, counter::TABLE_FULL)?;
+        let ends = sum(&self.counters, counter::END_WITHOUT_BEGIN)?;
         Ok(Losses {
-            lost: sum(counter::LOST)?.saturating_add(self.undecodable),
+            lost: sum(&self.counters, counter::LOST)?.saturating_add(self.undecodable),
             // A stall that found the table full ends without a begin, too.
-            missed_begin: sum(counter::END_WITHOUT_BEGIN)?.saturating_sub(table_full),
+            missed_begin: ends.saturating_sub(self.early_ends).saturating_sub(table_full),
             table_full,
             skipped: self.skipped(),
         })
@@ -265,16 +266,29 @@ impl Live {
     }
 
     /// Sums up what the kernel reports of each program in its descriptor's information, since 5.12.
+    /// Of a program and its spare only the fewer: a stall is missed where both were skipped.
     fn skipped(&self) -> u64 {
-        let programs = self.ebpf.programs().filter_map(|(_, program)| program.fd().ok());
-        let misses = programs.filter_map(|fd| {
-            let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()));
-            let info = info.ok()?;
-            let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
-            line.trim().parse::<u64>().ok()
-        });
-        misses.sum()
+        let misses: HashMap<_, _> =
+            self.ebpf.programs().map(|(name, program)| (name, misses(program))).collect();
+        let of = |name| misses.get(name).copied().unwrap_or_default();
+        let spared = SPARES.iter().map(|(first, spare)| of(first).max(of(spare)));
+        misses.values().sum::<u64>() - spared.sum::<u64>()
     }
+}
+
+/// A counter's sum over all CPUs.
+fn sum(counters: &PerCpuArray<MapData, u64>, slot: u32) -> Result<u64, LiveError> {
+    let values = counters.get(&slot, 0).map_err(|error| LiveError::map("COUNTERS", error))?;
+    Ok(values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value)))
+}
+
+/// How often the kernel skipped a program.
+fn misses(program: &Program) -> u64 {
+    let Ok(fd) = program.fd() else { return 0 };
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()));
+    let info = info.unwrap_or_default();
+    let value = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
 }
 
 /// The names that go with the running kernel's stalls.
