@@ -162,7 +162,7 @@ mod tests {
             let mut builder = btf_builder::Builder::default();
             let pointer = builder.pointer(0);
             let members = [("name", pointer, 0), ("ext", pointer, 64)];
-            builder.structure("tracepoint", 16, &members[..1 + usize::from(has_ext)]);
+            builder.structure("tracepoint", 16, &members[..=usize::from(has_ext)]);
             if has_srcu {
                 builder.variable("tracepoint_srcu_srcu_data", pointer);
             }
