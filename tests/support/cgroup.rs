@@ -12,8 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// How long a cgroup may stay busy after its last process was told to go.
-const REMOVAL_BUDGET: Duration = Duration::from_secs(10);
+use crate::wait::budget;
 
 /// Beginning of the names of the tests' cgroups.
 pub const TEST: &str = "memtrace-test";
@@ -102,8 +101,11 @@ impl Cgroup {
         Self::create(hierarchy.mount.clone(), TEST, hierarchy.clone())
     }
 
-    /// Makes a cgroup below this one.
+    /// Makes a cgroup below this one, which may have no processes of its own then.
     pub fn child(&self) -> Result<Self> {
+        if self.hierarchy.version == Version::V2 && self.hierarchy.memory {
+            delegate(&self.path)?;
+        }
         Self::create(self.path.clone(), TEST, self.hierarchy.clone())
     }
 
@@ -142,16 +144,20 @@ impl Cgroup {
         self.write("cgroup.procs", &pid.to_string())
     }
 
-    /// How often its limit was hit so far: about twice for each time that the kernel reclaimed.
+    /// How often its limit was hit so far, by cgroup v1's count: some ten times for each time that
+    /// the kernel reclaimed. Cgroup v2 counts those once.
     pub fn limit_hits(&self) -> Result<u64> {
-        let (file, key) = match self.hierarchy.version {
-            Version::V1 => ("memory.failcnt", ""),
-            Version::V2 => ("memory.events", "max "),
+        let (file, key, factor) = match self.hierarchy.version {
+            Version::V1 => ("memory.failcnt", "", 1),
+            Version::V2 => ("memory.events", "max ", 12),
         };
         let text = fs::read_to_string(self.path.join(file))
             .with_context(|| format!("cannot read `{file}`"))?;
-        let number = text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
-        number.with_context(|| format!("unknown form of `{file}`: `{text}`"))
+        let number: Option<u64> =
+            text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
+        number
+            .map(|number| number * factor)
+            .with_context(|| format!("unknown form of `{file}`: `{text}`"))
     }
 
     /// Whether the kernel offers proactive reclaim for it.
@@ -200,7 +206,7 @@ impl Cgroup {
             self.evict()?;
             // A process that has just ended keeps its cgroup busy for a moment.
             let Err(err) = fs::remove_dir(&self.path) else { return Ok(()) };
-            if start.elapsed() > REMOVAL_BUDGET {
+            if start.elapsed() > budget() {
                 bail!("cannot remove cgroup `{}`: {err}", self.path.display());
             }
             thread::sleep(Duration::from_millis(5));
@@ -216,9 +222,9 @@ impl Drop for Cgroup {
     }
 }
 
-/// Lets the cgroups below the root of cgroup v2 have a memory controller.
-fn delegate(root: &Path) -> Result<()> {
-    let path = root.join("cgroup.subtree_control");
+/// Lets the cgroups below one of cgroup v2 have a memory controller.
+fn delegate(above: &Path) -> Result<()> {
+    let path = above.join("cgroup.subtree_control");
     let given =
         fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
     if given.split_whitespace().any(|name| name == "memory") {

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod churn;
 pub mod compact;
 pub mod compare;
+pub mod confined;
 pub mod host;
 pub mod load;
 pub mod oracle;
