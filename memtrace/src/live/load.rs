@@ -9,6 +9,7 @@ use memtrace_common::{
     config::{filter, kind, wanted},
     record::mechanism,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zerocopy::IntoBytes as _;
 
 use super::{LiveError, Request, Subject, is_not_permitted, probes::Probe};
@@ -57,7 +58,7 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
         Subject::Compaction(_) => (1, request.max_stalled),
     };
 
-    let mut loader = EbpfLoader::new();
+    let mut loader = without_files(EbpfLoader::new);
     loader
         // The probes have no relocations against the kernel's types.
         .btf(None)
@@ -88,6 +89,21 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
             }
         },
     )
+}
+
+/// Calls `make` while no file can be opened. A new loader reads the kernel's types and builds all of
+/// them, which takes 20 MiB, whether they are wanted or not; it does without where it cannot.
+fn without_files<T>(make: impl FnOnce() -> T) -> T {
+    let limit = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(0), ..limit };
+    // Where this is refused, there is memory to spare.
+    let limited = setrlimit(Resource::Nofile, none);
+    let made = make();
+    if limited.is_ok() {
+        let restored = setrlimit(Resource::Nofile, limit);
+        debug_assert!(restored.is_ok(), "a soft limit can be raised up to the hard one");
+    }
+    made
 }
 
 /// The ring buffer's size as the kernel takes it: a power of two, and whole pages.
