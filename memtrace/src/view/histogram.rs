@@ -70,8 +70,9 @@ impl Display for Numbers<'_> {
         let times = self.0;
         let mean = Span(times.mean_ns().into());
         writeln!(f, "     count {}, total {}, mean {mean}", times.count(), Span(times.total_ns()))?;
+        let percentiles = times.percentiles();
         let [p50, p90, p99, p99_9] =
-            [0.5, 0.9, 0.99, 0.999].map(|quantile| Span(times.quantile_ns(quantile).into()));
+            [0.5, 0.9, 0.99, 0.999].map(|quantile| Span(percentiles.quantile_ns(quantile).into()));
         let max = Span(times.max_ns().into());
         writeln!(f, "     p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p99_9}, max {max}")?;
         match times.clamped() {

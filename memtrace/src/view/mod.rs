@@ -136,7 +136,7 @@ impl View {
             Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) => {
                 // A cgroup may be gone by the time its histogram is shown.
                 if let (By::Cgroup, Some(id)) = (histograms.by(), stall.cgroup_id) {
-                    let _remembered: Option<&str> = names.cgroups.path(id);
+                    let _remembered: Option<&[u8]> = names.cgroups.path(id);
                 }
                 histograms.record(stall, |pid| names.process_name(pid));
                 Ok(())
