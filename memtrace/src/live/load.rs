@@ -1,8 +1,10 @@
 //! Loading the probes: their settings, their maps, and what the verifier says of them.
 
+use std::os::fd::{AsFd as _, OwnedFd};
+
 use aya::{
     Ebpf, EbpfLoader, Pod, include_bytes_aligned,
-    maps::{HashMap, Map, MapError},
+    maps::{HashMap, Map, MapData, MapError},
     programs::{ProgramError, RawTracePoint, raw_trace_point::RawTracePointLink},
 };
 use memtrace_common::{
@@ -12,7 +14,7 @@ use memtrace_common::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zerocopy::IntoBytes as _;
 
-use super::{LiveError, Request, Subject, is_not_permitted, probes::Probe};
+use super::{LiveError, Request, Subject, is_not_permitted, probes::Probe, ring::Ring};
 use crate::{
     cgroup::Hierarchy,
     decode,
@@ -148,11 +150,30 @@ pub(super) fn take<T>(
     convert(map).map_err(error)
 }
 
+/// Opens the ring buffer `name`.
+pub(super) fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<Ring, LiveError> {
+    take(ebpf, name, |map| match map {
+        Map::RingBuf(map) => {
+            let info = map.info()?;
+            Ring::open(&map, info.max_entries()).map_err(MapError::from)
+        }
+        _ => Err(missing_map(name)),
+    })
+}
+
+/// The descriptors of the loaded probes.
+pub(super) fn descriptors(ebpf: &Ebpf) -> Result<Vec<OwnedFd>, LiveError> {
+    let loaded = ebpf.programs().filter_map(|(_, program)| program.fd().ok());
+    let owned = loaded.map(|program| program.as_fd().try_clone_to_owned());
+    owned.collect::<Result<_, _>>().map_err(LiveError::Descriptor)
+}
+
 /// Number of entries of a hash map.
-pub(super) fn count<K: Pod, V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<u64, LiveError> {
+pub(super) fn count<K: Pod, V: Pod>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<u64, LiveError> {
     let error = |error| LiveError::map(name, error);
-    let map = ebpf.map(name).ok_or_else(|| error(missing_map(name)))?;
-    let map = HashMap::<_, K, V>::try_from(map).map_err(error)?;
     map.keys().try_fold(0, |count, key| key.map(|_| count + 1).map_err(error))
 }
 

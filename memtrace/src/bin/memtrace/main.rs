@@ -1,10 +1,13 @@
 //! The command line of memtrace.
 //!
-//! `cli` is what can be typed, `config` what it means, `trace` does it.
+//! `cli` is what can be typed, `config` what it means, `trace` does it; `protect` and `privileges`
+//! are what memtrace does for itself and for others before.
 
 mod cli;
 mod config;
 mod output;
+mod privileges;
+mod protect;
 mod trace;
 
 use std::process::ExitCode;

@@ -15,7 +15,9 @@ use rustix::{
 
 /// Most bytes that wait for a reader. After that stalls wait in the ring buffer, whose losses are
 /// counted.
-const MOST_WAITING: usize = 1 << 20;
+const MOST_WAITING: usize = 128 << 10;
+/// Room for the line that goes beyond it.
+const ONE_MORE: usize = 64 << 10;
 /// Bytes that a pipe takes without blocking when it can be written to at all (`PIPE_BUF`).
 const AT_ONCE: usize = 4096;
 
@@ -43,7 +45,10 @@ pub struct Output {
 impl Output {
     pub fn new() -> Self {
         let kind = fstat(stdio::stdout()).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        Self { lines: Vec::new(), is_file: kind == Ok(FileType::RegularFile) }
+        Self {
+            lines: Vec::with_capacity(MOST_WAITING + ONE_MORE),
+            is_file: kind == Ok(FileType::RegularFile),
+        }
     }
 
     /// Whether more lines may be added.

@@ -14,6 +14,7 @@ use memtrace::{
     names::Names,
     view::{Summary, View},
 };
+use rustix::thread::CapabilitySet;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{Signal, SignalKind, signal},
@@ -24,6 +25,7 @@ use tokio::{
 use crate::{
     config::{Config, Verbosity},
     output::{self, Output, Reader, say},
+    privileges, protect,
 };
 
 /// How often to look at the ring buffer although the probes have not called. They call only when a
@@ -137,16 +139,41 @@ impl<'a> Run<'a> {
     fn start(config: &'a Config) -> Result<Self> {
         Facts::gather().check()?;
         let kernel = Kernel::running(&live::tracepoints())?;
+        let names = live::names(&kernel);
+        if config.request.stacks {
+            // Takes long, some memory, and privileges.
+            names.symbols.read();
+        }
         let live = Live::start(&config.request, &kernel)?;
-        Ok(Self {
+        let started = Instant::now();
+        drop(kernel);
+        protect::reserve(config.view.histogram.map_or(0, |histogram| histogram.max_keys));
+        let run = Self {
             config,
             live,
-            names: live::names(&kernel),
+            names,
             view: View::new(config.view.clone()),
             output: Output::new(),
             stalls: 0,
-            started: Instant::now(),
-        })
+            started,
+        };
+        let protection = protect::protect();
+        run.give_up_privileges()?;
+        if config.verbosity == Verbosity::Verbose {
+            say(format_args!("memtrace: {protection}"));
+        }
+        Ok(run)
+    }
+
+    fn give_up_privileges(&self) -> Result<()> {
+        let kept = if self.config.request.cgroups {
+            // Finds cgroups by their ids.
+            CapabilitySet::DAC_READ_SEARCH
+        } else {
+            CapabilitySet::empty()
+        };
+        let works = || self.live.losses().is_ok() && self.live.unfinished().is_ok();
+        privileges::give_up(kept, works).context("cannot give up privileges")
     }
 
     async fn trace(mut self, stop: &mut Stop) -> Result<()> {
