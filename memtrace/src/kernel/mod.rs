@@ -41,11 +41,14 @@ pub struct Kernel {
 /// Why the running kernel could not be read.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    /// No BTF, or no permission to read it.
+    /// No BTF.
     #[error(
         "cannot read the kernel's type information `{BTF_PATH}`: {0}; memtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y"
     )]
     NoBtf(#[source] io::Error),
+    /// BTF that this process cannot read.
+    #[error("cannot read the kernel's type information `{BTF_PATH}`: {0}")]
+    Unreadable(#[source] io::Error),
     /// BTF that makes no sense.
     #[error(
         "cannot use the kernel's type information `{BTF_PATH}`: {0}; please report this with the output of `uname -r`"
@@ -56,7 +59,10 @@ pub enum KernelError {
 impl Kernel {
     /// Reads the facts about the running kernel, and which of `tracepoints` it has.
     pub fn running(tracepoints: &[&'static str]) -> Result<Self, KernelError> {
-        let blob = fs::read(BTF_PATH).map_err(KernelError::NoBtf)?;
+        let blob = fs::read(BTF_PATH).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => KernelError::NoBtf(error),
+            _ => KernelError::Unreadable(error),
+        })?;
         let btf = Btf::parse(&blob)?;
         let layout = layout::find(&btf, &memory_nodes());
         let sums_free_pages = sums_free_pages(&layout);

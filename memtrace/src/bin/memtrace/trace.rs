@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     config::{Config, Verbosity},
+    limits,
     output::{self, Output, Reader, say},
     privileges, protect,
 };
@@ -42,6 +43,7 @@ const COMPARE_CLOCKS_EVERY: Duration = Duration::from_secs(1);
 
 /// Traces as `config` says.
 pub fn run(config: &Config) -> Result<()> {
+    limits::check(config.request.buffer_size)?;
     if config.verbosity == Verbosity::Verbose {
         env_logger::Builder::new()
             .filter_module("memtrace", log::LevelFilter::Debug)
