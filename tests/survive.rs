@@ -1,16 +1,23 @@
 //! memtrace survives what it observes: it stays small, makes no stall of its own, leaves nothing
 //! behind, and does not mind another one beside it.
 
-use std::{collections::BTreeSet, fs, path::Path, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     maps::loaded_maps,
     programs::{loaded_links, loaded_programs},
 };
-use rustix::process::Signal;
+use rustix::{fs::Advice, process::Signal};
 use tests::{
     cgroup::{Cgroup, TEST},
+    host::TempDir,
     load::{Churning, HITS, Load, limited_cgroup},
     oracle::Detail,
     rows::Output,
@@ -57,23 +64,31 @@ fn crowd(threads: usize) -> Result<(Cgroup, Vec<Load>, String)> {
     Ok((cgroup, loads, pids.join(",")))
 }
 
+/// The threads in JSON that is still being written.
+fn tids(text: &str) -> BTreeSet<&str> {
+    let rows = text.lines().filter_map(|line| line.split_once("\"tid\":"));
+    rows.filter_map(|(_, rest)| rest.split(',').next()).collect()
+}
+
 #[test]
 fn a_thousand_threads_take_ten_mib() -> Result<()> {
-    let (_cgroup, mut loads, pids) = crowd(1000)?;
+    let (cgroup, mut loads, pids) = crowd(1000)?;
     let rows = Memtrace::start(&["drsnoop", "-e", "-p", &pids]);
     let json = Memtrace::start(&["drsnoop", "--json", "-p", &pids]);
     let histograms = Memtrace::start(&["drsnoop", "-H", "--json", "-p", &pids, "1"]);
     for load in &mut loads {
         load.go()?;
     }
-    let tids = |text: &str| {
-        let lines = text.lines().filter_map(|line| line.split_once("\"tid\":"));
-        lines
-            .filter_map(|(_, rest)| rest.split(',').next().map(str::to_owned))
-            .collect::<BTreeSet<_>>()
-    };
-    wait_until("900 of 1000 threads to stall", || tids(&json.stdout()).len() >= 900);
-    wait_until("their histograms", || tids(&histograms.stdout()).len() >= 900);
+    // Each look takes long.
+    let mut next_look = HITS;
+    wait_until("900 of 1000 threads to stall and be shown", || {
+        let hits = cgroup.limit_hits().unwrap_or_default();
+        if hits < next_look {
+            return false;
+        }
+        next_look = hits + HITS;
+        [json.stdout(), histograms.stdout()].iter().all(|output| tids(output).len() >= 900)
+    });
     assert_peak(&rows, "rows", 10)?;
     assert_peak(&json, "JSON", 10)?;
     assert_peak(&histograms, "histograms by thread", 10)?;
@@ -84,28 +99,77 @@ fn a_thousand_threads_take_ten_mib() -> Result<()> {
     Ok(())
 }
 
+/// A shell that starts some thousand short processes one after the other, each of which reads a part
+/// of a file that does not fit into the cgroup's limit. Killed when dropped.
+struct Swarm(Child);
+
+/// Processes of one swarm.
+const EACH: u32 = 4500;
+
+impl Swarm {
+    fn start(cgroup: &Cgroup, file: &Path, first: u32) -> Result<Self> {
+        const SCRIPT: &str = "read -r go; i=$2; end=$((i + $3)); while [ $i -lt $end ]; do \
+            dd if=\"$1\" of=/dev/null bs=256k count=1 skip=$((i % 256)) 2>/dev/null; i=$((i + 1)); done";
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", SCRIPT, "sh"])
+            .arg(file)
+            .args([first, EACH].map(|number| number.to_string()));
+        let child = shell.stdin(Stdio::piped()).spawn().context("cannot start a shell")?;
+        let swarm = Self(child);
+        cgroup.add(swarm.0.id())?;
+        Ok(swarm)
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("cannot wait for the shell").is_some()
+    }
+
+    fn go(&mut self) -> Result<()> {
+        let stdin = self.0.stdin.as_mut().context("no standard input")?;
+        stdin.write_all(b"\n").context("the shell is gone")
+    }
+}
+
+impl Drop for Swarm {
+    fn drop(&mut self) {
+        // Both fail where it has ended, which is what is wanted.
+        let _killed: std::io::Result<()> = self.0.kill();
+        let _waited: std::io::Result<_> = self.0.wait();
+    }
+}
+
+/// Makes a file whose pages no cgroup is charged for yet.
+fn make_uncached(path: &Path, size: usize) -> Result<()> {
+    fs::write(path, vec![0xa5; size]).context("cannot make a file")?;
+    let file = fs::File::open(path)?;
+    file.sync_all()?;
+    rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).context("cannot uncache a file")
+}
+
 #[test]
 fn ten_thousand_threads_that_came_and_went_take_sixteen_mib() -> Result<()> {
-    let cgroup = Cgroup::limited(TEST, 64 * THREAD_BYTES + (CACHE_BYTES >> 1))?;
-    let what = Churning { threads: 64, brief: true, ..Churning::new(&cgroup) };
-    let mut load = Load::churn(memload(), &what)?;
-    let pid = load.id().to_string();
-    let rows = Memtrace::start(&["drsnoop", "--json", "-p", &pid]);
-    let histograms = Memtrace::start(&["drsnoop", "-H", "-p", &pid, "1"]);
-    let started = Instant::now();
-    load.go()?;
-    let mut tids = BTreeSet::new();
-    wait_until("10,000 threads to come and go", || {
-        let text = rows.stdout();
-        let rows = text.lines().filter_map(|line| line.split_once("\"tid\":"));
-        tids = rows.filter_map(|(_, rest)| rest.split(',').next().map(str::to_owned)).collect();
-        tids.len() >= 10_000
-    });
-    println!("{} threads in {:?}", tids.len(), started.elapsed());
-    wait_until("more of them than are told apart", || histograms.stdout().contains("other = "));
+    let dir = TempDir::new()?;
+    let file = dir.path().join("file");
+    make_uncached(&file, 64 << 20)?;
+    let cgroup = limited_cgroup()?;
+    let swarms = [0, 64, 128, 192].map(|first| Swarm::start(&cgroup, &file, first));
+    let mut swarms = swarms.into_iter().collect::<Result<Vec<_>>>()?;
+    let path = cgroup.path().to_str().context("a path of the tests' own")?;
+    let rows = Memtrace::start(&["drsnoop", "--json", "-c", path]);
+    let histograms = Memtrace::start(&["drsnoop", "-H", "-c", path, "10"]);
+    for swarm in &mut swarms {
+        swarm.go()?;
+    }
+    for swarm in &mut swarms {
+        wait_until("thousands of processes to come and go", || swarm.has_ended());
+    }
+    let seen = tids(&rows.stdout()).len();
+    assert!(seen >= 10_000, "only {seen} threads stalled");
+    let shown = || histograms.stdout().contains("other = ");
+    wait_until("more threads than are told apart", shown);
     assert_peak(&rows, "rows", 16)?;
     assert_peak(&histograms, "histograms by thread", 16)?;
-    drop(load);
     for memtrace in [rows, histograms] {
         memtrace.stop().assert_success();
     }

@@ -77,7 +77,8 @@ pub enum Key {
 pub struct Histograms {
     by: By,
     max_keys: usize,
-    known: HashMap<Key, Times>,
+    /// Boxed, as half of a table may be empty.
+    known: HashMap<Key, Box<Times>>,
     /// Names of the processes in `known`, each read once.
     processes: HashMap<u32, Comm>,
     other: Times,
@@ -130,7 +131,7 @@ impl Histograms {
         let times = match self.known.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(_) if full => &mut self.other,
-            Entry::Vacant(new) => new.insert(Times::new()),
+            Entry::Vacant(new) => new.insert(Box::new(Times::new())),
         };
         times.record(stall.duration_ns);
     }
@@ -145,7 +146,7 @@ impl Histograms {
     #[must_use]
     pub fn sorted(&self) -> Vec<(Key, &Times)> {
         let other = (self.other.count > 0).then_some((Key::Other, &self.other));
-        let known = self.known.iter().map(|(key, times)| (*key, times));
+        let known = self.known.iter().map(|(key, times)| (*key, &**times));
         let mut all: Vec<_> = known.chain(other).collect();
         all.sort_unstable_by(|(a_key, a), (b_key, b)| {
             b.total_ns.cmp(&a.total_ns).then_with(|| a_key.cmp(b_key))

@@ -14,7 +14,7 @@ use serde::ser::{Error as _, SerializeSeq as _, Serializer};
 use serde_json::ser::Formatter;
 
 use super::words::status_name;
-use super::{Subject, Summary, ViewOptions};
+use super::{Sink, Subject, Summary, ViewOptions};
 use crate::histogram::{By, Histograms, Key, Times};
 use crate::names::{EnumNames, GfpNames, Names};
 use crate::stall::{Comm, Compaction, Detail, Reclaim, Stall};
@@ -89,9 +89,10 @@ impl Json {
         histograms: &Histograms,
         names: &mut Names,
         at: Timestamp,
-        out: &mut Vec<u8>,
+        sink: &mut impl Sink,
     ) -> io::Result<()> {
         for (key, times) in histograms.sorted() {
+            sink.pause();
             let percentiles = times.percentiles();
             let [p50_ns, p90_ns, p99_ns, p99_9_ns] =
                 [0.5, 0.9, 0.99, 0.999].map(|quantile| percentiles.quantile_ns(quantile));
@@ -115,7 +116,7 @@ impl Json {
                 buckets: Buckets(times),
                 hdr: Hdr(percentiles.histogram()),
             };
-            line(&object, out)?;
+            line(&object, sink.lines())?;
         }
         self.since = at;
         Ok(())

@@ -223,7 +223,7 @@ impl<'a> Run<'a> {
                         }
                     }
                     self.show_all()?;
-                    self.view.interval(&mut self.names, Timestamp::now(), &mut self.output.lines);
+                    self.view.interval(&mut self.names, Timestamp::now(), &mut self.output);
                     reader = self.output.flush()?;
                     continue;
                 }
@@ -276,7 +276,7 @@ impl<'a> Run<'a> {
         }
         self.live.flush_log();
         if self.config.interval.is_some() && end == End::Planned {
-            self.view.interval(&mut self.names, Timestamp::now(), &mut self.output.lines);
+            self.view.interval(&mut self.names, Timestamp::now(), &mut self.output);
         }
         let losses = self.live.losses()?;
         let summary = Summary {
@@ -289,7 +289,7 @@ impl<'a> Run<'a> {
             duration,
             unavailable: self.live.unavailable().to_vec(),
         };
-        self.view.end(&mut self.names, Timestamp::now(), &summary, &mut self.output.lines);
+        self.view.end(&mut self.names, Timestamp::now(), &summary, &mut self.output);
         delivered = delivered && self.deliver(end, stop).await?;
         if self.config.verbosity != Verbosity::Quiet || !summary.is_complete() {
             say(&summary);
