@@ -1,7 +1,10 @@
 //! What the running kernel tells about itself: its types, its symbols, its names for flags, and
 //! what it allows.
 
-use std::{fs, io};
+use std::{
+    fs::{self, File},
+    io,
+};
 
 use memtrace_common::layout::{ABSENT, KernelLayout};
 use thiserror::Error;
@@ -59,11 +62,11 @@ pub enum KernelError {
 impl Kernel {
     /// Reads the facts about the running kernel, and which of `tracepoints` it has.
     pub fn running(tracepoints: &[&'static str]) -> Result<Self, KernelError> {
-        let blob = fs::read(BTF_PATH).map_err(|error| match error.kind() {
+        let file = File::open(BTF_PATH).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => KernelError::NoBtf(error),
             _ => KernelError::Unreadable(error),
         })?;
-        let btf = Btf::parse(&blob)?;
+        let btf = Btf::parse(&file)?;
         let layout = layout::find(&btf, &memory_nodes());
         let sums_free_pages = sums_free_pages(&layout);
         let free_pages_address = if sums_free_pages { None } else { free_pages_address() };
@@ -96,7 +99,7 @@ fn gfp_names(btf: &Btf<'_>) -> GfpNames {
 
 fn enum_names(btf: &Btf<'_>, enumeration: &str, prefix: &str) -> EnumNames {
     let names = btf.enumerators(enumeration).map(|(name, value)| {
-        (value, name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase())
+        (value, name.strip_prefix(prefix).unwrap_or(&name).to_ascii_lowercase())
     });
     EnumNames(names.collect())
 }
