@@ -1,7 +1,10 @@
 //! What the running kernel tells about itself: its types, its symbols, its names for flags, and
 //! what it allows.
 
-use std::{fs, io};
+use std::{
+    fs::{self, File},
+    io,
+};
 
 use memtrace_common::layout::{ABSENT, KernelLayout};
 use thiserror::Error;
@@ -48,11 +51,14 @@ pub struct Kernel {
 /// Why the running kernel could not be read.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    /// No BTF, or no permission to read it.
+    /// No BTF.
     #[error(
         "cannot read the kernel's type information `{BTF_PATH}`: {0}; memtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y"
     )]
     NoBtf(#[source] io::Error),
+    /// BTF that this process cannot read.
+    #[error("cannot read the kernel's type information `{BTF_PATH}`: {0}")]
+    Unreadable(#[source] io::Error),
     /// BTF that makes no sense.
     #[error(
         "cannot use the kernel's type information `{BTF_PATH}`: {0}; please report this with the output of `uname -r`"
@@ -63,8 +69,11 @@ pub enum KernelError {
 impl Kernel {
     /// Reads the facts about the running kernel, and which of `tracepoints` it has.
     pub fn running(tracepoints: &[&'static str]) -> Result<Self, KernelError> {
-        let blob = fs::read(BTF_PATH).map_err(KernelError::NoBtf)?;
-        let btf = Btf::parse(&blob)?;
+        let file = File::open(BTF_PATH).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => KernelError::NoBtf(error),
+            _ => KernelError::Unreadable(error),
+        })?;
+        let btf = Btf::parse(&file)?;
         let mut layout = layout::find(&btf, &memory_nodes());
         let limits_memory =
             !has_disabled_memory(&fs::read_to_string(CONTROLLERS).unwrap_or_default());
@@ -112,7 +121,7 @@ fn gfp_names(btf: &Btf<'_>) -> GfpNames {
 
 fn enum_names(btf: &Btf<'_>, enumeration: &str, prefix: &str) -> EnumNames {
     let names = btf.enumerators(enumeration).map(|(name, value)| {
-        (value, name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase())
+        (value, name.strip_prefix(prefix).unwrap_or(&name).to_ascii_lowercase())
     });
     EnumNames(names.collect())
 }
@@ -184,11 +193,11 @@ mod tests {
             builder.blob()
         };
         let preemptible =
-            |blob: &[u8]| has_preemptible_tracepoints(&Btf::parse(blob).expect("well-formed"));
+            |blob: Vec<u8>| has_preemptible_tracepoints(&Btf::parse(&blob).expect("well-formed"));
         // As up to 6.12, from 6.13 to 6.19, and since 7.0.
-        assert!(!preemptible(&kernel(true, false)));
-        assert!(!preemptible(&kernel(false, true)));
-        assert!(preemptible(&kernel(true, true)));
+        assert!(!preemptible(kernel(true, false)));
+        assert!(!preemptible(kernel(false, true)));
+        assert!(preemptible(kernel(true, true)));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Loading the probes: their settings, their maps, and what the verifier says of them.
 
+use std::os::fd::{AsFd as _, OwnedFd};
+
 use aya::{
     Ebpf, EbpfLoader, Pod, include_bytes_aligned,
-    maps::{HashMap, Map, MapError},
+    maps::{HashMap, Map, MapData, MapError},
     programs::{
         Program, ProgramError, RawTracePoint, TracePoint, raw_trace_point::RawTracePointLink,
         trace_point::TracePointLink,
@@ -12,11 +14,13 @@ use memtrace_common::{
     config::{filter, kind, wanted},
     record::mechanism,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zerocopy::IntoBytes as _;
 
 use super::{
     LiveError, Request, Subject, is_not_permitted,
     probes::{Probe, ProgramKind},
+    ring::Ring,
 };
 use crate::{
     cgroup::Hierarchy,
@@ -63,7 +67,7 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
         Subject::Compaction(_) => (1, request.max_stalled),
     };
 
-    let mut loader = EbpfLoader::new();
+    let mut loader = without_files(EbpfLoader::new);
     loader
         // The probes have no relocations against the kernel's types.
         .btf(None)
@@ -94,6 +98,21 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
             }
         },
     )
+}
+
+/// Calls `make` while no file can be opened. A new loader reads the kernel's types and builds all of
+/// them, which takes 20 MiB, whether they are wanted or not; it does without where it cannot.
+fn without_files<T>(make: impl FnOnce() -> T) -> T {
+    let limit = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(0), ..limit };
+    // Where this is refused, there is memory to spare.
+    let limited = setrlimit(Resource::Nofile, none);
+    let made = make();
+    if limited.is_ok() {
+        let restored = setrlimit(Resource::Nofile, limit);
+        debug_assert!(restored.is_ok(), "a soft limit can be raised up to the hard one");
+    }
+    made
 }
 
 /// The ring buffer's size as the kernel takes it: a power of two, and whole pages.
@@ -138,11 +157,30 @@ pub(super) fn take<T>(
     convert(map).map_err(error)
 }
 
+/// Opens the ring buffer `name`.
+pub(super) fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<Ring, LiveError> {
+    take(ebpf, name, |map| match map {
+        Map::RingBuf(map) => {
+            let info = map.info()?;
+            Ring::open(&map, info.max_entries()).map_err(MapError::from)
+        }
+        _ => Err(missing_map(name)),
+    })
+}
+
+/// The names and descriptors of the loaded probes.
+pub(super) fn descriptors(ebpf: &Ebpf) -> Result<Vec<(String, OwnedFd)>, LiveError> {
+    let loaded = ebpf.programs().filter_map(|(name, program)| Some((name, program.fd().ok()?)));
+    let owned = loaded.map(|(name, fd)| Ok((name.to_owned(), fd.as_fd().try_clone_to_owned()?)));
+    owned.collect::<Result<_, _>>().map_err(LiveError::Descriptor)
+}
+
 /// Number of entries of a hash map.
-pub(super) fn count<K: Pod, V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<u64, LiveError> {
+pub(super) fn count<K: Pod, V: Pod>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<u64, LiveError> {
     let error = |error| LiveError::map(name, error);
-    let map = ebpf.map(name).ok_or_else(|| error(missing_map(name)))?;
-    let map = HashMap::<_, K, V>::try_from(map).map_err(error)?;
     map.keys().try_fold(0, |count, key| key.map(|_| count + 1).map_err(error))
 }
 
