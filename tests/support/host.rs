@@ -29,7 +29,10 @@ pub fn is_guest() -> bool {
 /// Unless [`is_guest`].
 #[track_caller]
 pub fn require_guest() {
-    assert!(is_guest(), "this test ruins the machine that it runs on: run it with `cargo xtask guest`");
+    assert!(
+        is_guest(),
+        "this test ruins the machine that it runs on: run it with `cargo xtask guest`"
+    );
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of memtrace and of the oracle.

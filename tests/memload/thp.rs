@@ -1,0 +1,33 @@
+//! `memload thp`: huge pages in fragmented memory.
+
+use anyhow::Result;
+use tests::{fragment::Fragments, thp::Thp, until::Until, vmstat::meminfo};
+
+use crate::{
+    cli::{MIB, ThpArgs},
+    session::{Session, say},
+};
+
+/// Runs it.
+pub fn run(args: &ThpArgs) -> Result<()> {
+    let session = Session::begin()?;
+    let room = meminfo("MemAvailable")?;
+    let bytes = args.size.unwrap_or(room / 4 * 3);
+    if args.time.hold {
+        session.hold()?;
+    }
+    let until = Until::new(args.time.duration, &session.stop);
+    let fragments = Fragments::pin(args.fragment.unwrap_or(room / 2), &until)?;
+    say(&format!(
+        "memload: {} pages are pinned; {} threads ask for {} MiB in huge pages, for {:?}; Ctrl-C stops",
+        fragments.pinned(),
+        args.threads,
+        bytes / MIB,
+        args.time.duration,
+    ))?;
+    let asked = Thp { threads: args.threads.into(), bytes }.run(&until)?;
+    let done =
+        format!("asked for a huge page {asked} times, with {} pages pinned", fragments.pinned());
+    drop(fragments);
+    session.report(&done, None)
+}
