@@ -23,7 +23,7 @@ pub fn run(args: &ChurnArgs) -> Result<()> {
     let place = if args.time.hold { None } else { Some(Place::new(&args.place)?) };
     let cgroup = place.as_ref().and_then(|place| place.cgroup.as_ref());
     let size = args.size.unwrap_or_else(|| match &place {
-        Some(Place { cgroup: None, room }) => TIMES_THE_MACHINE * room,
+        Some(Place { cgroup: None, room, .. }) => TIMES_THE_MACHINE * room,
         _ => TIMES_THE_LIMIT * args.place.limit,
     });
     let scratch = Scratch::new(&args.dir, usize::from(args.threads), size)?;

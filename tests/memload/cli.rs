@@ -56,6 +56,9 @@ pub struct PlaceArgs {
     /// slow, and the kernel may kill any process. For machines that nobody else needs
     #[arg(long, conflicts_with_all = ["limit", "high"])]
     pub whole_machine: bool,
+    /// Take and lock all available memory but this much first, so that it is short at once
+    #[arg(long, value_name = "SIZE", requires = "whole_machine", value_parser = size)]
+    pub leave: Option<u64>,
 }
 
 /// How long a load runs.
@@ -137,6 +140,9 @@ pub struct ThpArgs {
     /// processes may get slow, and get fewer huge pages
     #[arg(long, required = true)]
     pub whole_machine: bool,
+    /// Take and lock all available memory but this much first
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub leave: Option<u64>,
     /// Memory in which one page of each 2 MiB is pinned [default: half of the available memory]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub fragment: Option<u64>,

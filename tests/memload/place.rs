@@ -4,6 +4,7 @@ use std::process;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{
+    ballast::Ballast,
     cgroup::{Cgroup, Limit},
     vmstat::meminfo,
 };
@@ -16,16 +17,21 @@ pub struct Place {
     pub cgroup: Option<Cgroup>,
     /// Bytes that are there to be used.
     pub room: u64,
+    /// What takes the rest of the machine's memory.
+    _ballast: Option<Ballast>,
 }
 
 impl Place {
     /// Makes what was asked for.
     pub fn new(args: &PlaceArgs) -> Result<Self> {
         if args.whole_machine {
-            return Ok(Self { cgroup: None, room: meminfo("MemAvailable")? });
+            ensure_no_panic()?;
+            let ballast = args.leave.map(Ballast::leaving).transpose()?;
+            return Ok(Self { cgroup: None, room: meminfo("MemAvailable")?, _ballast: ballast });
         }
         let limit = if args.high { Limit::High(args.limit) } else { Limit::Max(args.limit) };
-        Ok(Self { cgroup: Some(Cgroup::limited_by("memload", limit)?), room: args.limit })
+        let cgroup = Cgroup::limited_by("memload", limit)?;
+        Ok(Self { cgroup: Some(cgroup), room: args.limit, _ballast: None })
     }
 
     /// Moves this process there, with all its threads.

@@ -1,7 +1,9 @@
 //! `memload thp`: huge pages in fragmented memory.
 
-use anyhow::Result;
-use tests::{fragment::Fragments, thp::Thp, until::Until, vmstat::meminfo};
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::{ballast::Ballast, fragment::Fragments, thp::Thp, until::Until, vmstat::meminfo};
 
 use crate::{
     cli::{MIB, ThpArgs},
@@ -11,6 +13,8 @@ use crate::{
 /// Runs it.
 pub fn run(args: &ThpArgs) -> Result<()> {
     let session = Session::begin()?;
+    ensure_on()?;
+    let _ballast = args.leave.map(Ballast::leaving).transpose()?;
     let room = meminfo("MemAvailable")?;
     let bytes = args.size.unwrap_or(room / 4 * 3);
     if args.time.hold {
@@ -30,4 +34,16 @@ pub fn run(args: &ThpArgs) -> Result<()> {
         format!("asked for a huge page {asked} times, with {} pages pinned", fragments.pinned());
     drop(fragments);
     session.report(&done, None)
+}
+
+/// Refuses to ask for what there is none of.
+fn ensure_on() -> Result<()> {
+    const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let value = fs::read_to_string(SETTING)
+        .context("this kernel has no huge pages (CONFIG_TRANSPARENT_HUGEPAGE)")?;
+    ensure!(
+        !value.contains("[never]"),
+        "huge pages are switched off: write madvise to {SETTING} first"
+    );
+    Ok(())
 }

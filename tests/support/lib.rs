@@ -5,6 +5,7 @@
 //! that puts it back when dropped, also when a test panics.
 
 pub mod anon;
+pub mod ballast;
 pub mod cgroup;
 pub mod churn;
 pub mod compact;
@@ -15,6 +16,7 @@ pub mod load;
 pub mod oracle;
 pub mod rows;
 pub mod run;
+pub mod setting;
 pub mod swap;
 pub mod thp;
 pub mod until;
