@@ -1,7 +1,8 @@
 //! Every way to end: cleanly, with status 0, the last rows and the summary.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    fs::File,
+    io::{self, BufRead as _, BufReader},
     path::Path,
     process,
     time::Duration,
@@ -10,9 +11,10 @@ use std::{
 use anyhow::Result;
 use rustix::process::Signal;
 use tests::{
+    confined::deaf_to_hang_up,
     load::{Churning, HITS, Load, limited_cgroup},
     rows::Output,
-    run::{Finished, Memtrace, binary},
+    run::{Finished, Memtrace, binary, command},
     wait::wait_until,
 };
 
@@ -167,7 +169,7 @@ fn by_a_closed_pipe_when_nothing_happens() {
         let args = [args, &["-p", &idle]].concat();
         if quiet {
             // Says nothing by which to know that it runs: closed before it does.
-            let mut child = tests::run::command(&args)
+            let mut child = command(&args)
                 .stdout(process::Stdio::piped())
                 .stderr(process::Stdio::piped())
                 .spawn()
@@ -244,19 +246,11 @@ fn a_process_that_ends_is_no_error() -> Result<()> {
 
 #[test]
 fn quiet_means_rows_only() -> Result<()> {
-    let finished =
-        Finished::of(&mut tests::run::command(&["drsnoop", "-q", "-p", &idle(), "-d", "100ms"]));
+    let finished = Finished::of(&mut command(&["drsnoop", "-q", "-p", &idle(), "-d", "100ms"]));
     finished.assert_success();
     assert_eq!((finished.stdout.as_str(), finished.stderr.as_str()), ("", ""));
-    let finished = Finished::of(&mut tests::run::command(&[
-        "drsnoop",
-        "-q",
-        "--json",
-        "-p",
-        &idle(),
-        "-d",
-        "100ms",
-    ]));
+    let finished =
+        Finished::of(&mut command(&["drsnoop", "-q", "--json", "-p", &idle(), "-d", "100ms"]));
     finished.assert_success();
     assert_eq!(finished.stderr, "");
     assert_eq!(
@@ -267,21 +261,29 @@ fn quiet_means_rows_only() -> Result<()> {
     Ok(())
 }
 
-/// Runs a line of bash, in which `$M` is memtrace, and returns what it printed.
-fn shell(line: &str) -> Result<String> {
-    let output = process::Command::new("bash").args(["-c", line]).env("M", binary()).output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 /// Both streams into a pipe that is closed: nothing can be said about it, and nothing panics.
 #[test]
 fn by_a_closed_pipe_for_everything() -> Result<()> {
-    let line = "$M drsnoop -v -d 1 -p $$ 2>&1 | head -1 >/dev/null; echo ${PIPESTATUS[0]}";
-    assert_eq!(shell(line)?, "0\n");
-    let line = "$M drsnoop -d 0.2 -p $$ >/dev/null 2>/dev/full; echo $?";
-    assert_eq!(shell(line)?, "0\n");
-    let line = "$M completions bash 2>/dev/null | true; echo ${PIPESTATUS[0]}";
-    assert_eq!(shell(line)?, "0\n");
+    let (reader, writer) = io::pipe()?;
+    let mut memtrace = command(&["drsnoop", "-v", "-d", "1", "-p", &idle()]);
+    let mut child = memtrace.stdout(writer.try_clone()?).stderr(writer).spawn()?;
+    // It holds the other end, too.
+    drop(memtrace);
+    let mut line = String::new();
+    BufReader::new(reader).read_line(&mut line)?;
+    assert!(line.starts_with("Tracing "), "`{line}`");
+    assert_eq!(child.wait()?.code(), Some(0));
+
+    let full = File::options().write(true).open("/dev/full")?;
+    let mut memtrace = command(&["drsnoop", "-d", "0.2", "-p", &idle()]);
+    let status = memtrace.stdout(process::Stdio::null()).stderr(full).status()?;
+    assert_eq!(status.code(), Some(0));
+
+    let (reader, writer) = io::pipe()?;
+    drop(reader);
+    let mut completions = command(&["completions", "bash"]);
+    let status = completions.stdout(writer).stderr(process::Stdio::null()).status()?;
+    assert_eq!(status.code(), Some(0));
     Ok(())
 }
 
@@ -313,12 +315,13 @@ fn by_a_signal_that_comes_early() -> Result<()> {
 
 /// Under nohup the end of the terminal is no end.
 #[test]
-fn not_by_a_hang_up_that_is_ignored() -> Result<()> {
-    let line =
-        "trap '' HUP; $M drsnoop -d 2 -p $$ 2>&1 >/dev/null & sleep 1; kill -HUP $!; wait $!";
-    let printed = shell(line)?;
-    assert!(printed.contains("stalls in 2."), "{printed}");
-    Ok(())
+fn not_by_a_hang_up_that_is_ignored() {
+    let mut nohup = command(&["drsnoop", "-d", "2", "-p", &idle()]);
+    let memtrace = Memtrace::spawn(deaf_to_hang_up(&mut nohup));
+    memtrace.signal(Signal::HUP);
+    let finished = memtrace.wait();
+    finished.assert_success();
+    assert!(finished.stderr.contains("stalls in 2."), "{}", finished.stderr);
 }
 
 /// A reader that does not read keeps memtrace neither from ending in time nor from hearing signals.

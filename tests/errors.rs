@@ -8,14 +8,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use rustix::thread::CapabilitySet;
 use tests::{
-    host::{NOBODY, TempDir},
+    confined::{as_nobody, public_copy, with_bind_mount, without, without_locked_memory},
+    host::TempDir,
     load::{Churning, HITS, Load, limited_cgroup},
     run::{Finished, Memtrace, binary, command},
 };
 
 /// More than any process id.
 const NO_PID: &str = "4194305";
+
+/// Where the kernel describes its types.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// An event that a kernel without it is made from, and what it is called in BTF.
 const EVENT: &str = "mm_vmscan_memcg_reclaim_begin";
@@ -47,37 +52,17 @@ fn assert_usage(args: &[&str], parts: &[&str]) {
     assert_error(&Finished::of(&mut command(args)), 2, parts);
 }
 
-/// Runs memtrace by another program, such as setpriv, that execs what follows its own arguments.
-fn by(program: &str, options: &[&str], memtrace: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command.args(options).arg(memtrace).args(args);
-    command
-}
-
-/// Runs memtrace in a mount namespace of its own, after `mounts` of the shell.
-fn mounted(mounts: &str, args: &[&str]) -> Command {
-    let script = format!("{mounts} && exec \"$@\"");
-    by("unshare", &["--mount", "sh", "-c", &script, "sh"], &binary(), args)
-}
-
-/// A copy of memtrace that every user may run, wherever it was built.
-fn public_copy() -> Result<(TempDir, PathBuf)> {
-    let dir = TempDir::new()?;
-    let path = dir.path().join("memtrace");
-    fs::copy(binary(), &path).context("cannot copy memtrace")?;
-    Ok((dir, path))
-}
-
-fn as_nobody<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    [&["--reuid", "65534", "--regid", "65534", "--clear-groups"], more].concat()
+/// Runs memtrace where `from` is seen at the place of `to`.
+fn mounted(from: &Path, to: &str, args: &[&str]) -> Result<Finished> {
+    Ok(Finished::of(with_bind_mount(&mut command(args), from, Path::new(to))?))
 }
 
 #[test]
 fn not_root() -> Result<()> {
-    assert_eq!(NOBODY, 65534, "the user of `as_nobody`");
     let (_dir, memtrace) = public_copy()?;
     for subject in ["drsnoop", "compactsnoop"] {
-        let finished = Finished::of(&mut by("setpriv", &as_nobody(&[]), &memtrace, &[subject]));
+        let mut command = Command::new(&memtrace);
+        let finished = Finished::of(as_nobody(command.arg(subject), CapabilitySet::empty()));
         assert_error(&finished, 1, &["CAP_BPF", "CAP_PERFMON", "sudo"]);
     }
     Ok(())
@@ -85,11 +70,12 @@ fn not_root() -> Result<()> {
 
 #[test]
 fn one_capability_missing() {
-    for (dropped, missing, present) in
-        [("-perfmon", "CAP_PERFMON", "CAP_BPF"), ("-bpf", "CAP_BPF", "CAP_PERFMON")]
-    {
-        let options = ["--bounding-set", &format!("-sys_admin,{dropped}")];
-        let finished = Finished::of(&mut by("setpriv", &options, &binary(), &["drsnoop"]));
+    for (dropped, missing, present) in [
+        (CapabilitySet::PERFMON, "CAP_PERFMON", "CAP_BPF"),
+        (CapabilitySet::BPF, "CAP_BPF", "CAP_PERFMON"),
+    ] {
+        let dropped = dropped | CapabilitySet::SYS_ADMIN;
+        let finished = Finished::of(without(&mut command(&["drsnoop"]), dropped));
         assert_error(&finished, 1, &[missing]);
         let what = finished.stderr.split(';').next().unwrap_or_default();
         assert!(!what.contains(present), "`{present}` is not missing: `{what}`");
@@ -100,25 +86,40 @@ fn one_capability_missing() {
 #[test]
 fn two_capabilities_are_enough() -> Result<()> {
     let (_dir, memtrace) = public_copy()?;
-    let options =
-        as_nobody(&["--inh-caps=-all,+bpf,+perfmon", "--ambient-caps=-all,+bpf,+perfmon"]);
     for subject in ["drsnoop", "compactsnoop"] {
-        let args = [subject, "--json", "-p", "1", "-d", "100ms"];
-        Finished::of(&mut by("setpriv", &options, &memtrace, &args)).assert_success();
+        let mut command = Command::new(&memtrace);
+        command.args([subject, "--json", "-p", "1", "-d", "100ms"]);
+        let both = CapabilitySet::BPF | CapabilitySet::PERFMON;
+        Finished::of(as_nobody(&mut command, both)).assert_success();
     }
     Ok(())
 }
 
 #[test]
-fn no_btf() {
-    let finished = Finished::of(&mut mounted("mount -t tmpfs none /sys/kernel/btf", &["drsnoop"]));
-    assert_error(&finished, 1, &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"]);
+fn no_btf() -> Result<()> {
+    let empty = TempDir::new()?;
+    let finished = mounted(empty.path(), "/sys/kernel/btf", &["drsnoop"])?;
+    assert_error(&finished, 1, &[BTF, "CONFIG_DEBUG_INFO_BTF"]);
+    Ok(())
 }
 
-/// Makes a BTF that lacks [`EVENT`]; gives the command that puts it in the kernel's place.
-fn without_event(dir: &TempDir) -> Result<String> {
+#[test]
+fn btf_that_is_cut_off() -> Result<()> {
+    let dir = TempDir::new()?;
+    let path = dir.path().join("vmlinux");
+    let btf = fs::read(BTF).context("cannot read the kernel's BTF")?;
+    for len in [0, 10, btf.len() / 2] {
+        fs::write(&path, &btf[..len]).context("cannot write a BTF")?;
+        let finished = mounted(&path, BTF, &["drsnoop"])?;
+        assert_error(&finished, 1, &[BTF, "uname -r"]);
+    }
+    Ok(())
+}
+
+/// Makes a BTF that lacks [`EVENT`].
+fn without_event(dir: &TempDir) -> Result<PathBuf> {
     let name = format!("btf_trace_{EVENT}\0").into_bytes();
-    let mut btf = fs::read("/sys/kernel/btf/vmlinux").context("cannot read the kernel's BTF")?;
+    let mut btf = fs::read(BTF).context("cannot read the kernel's BTF")?;
     let at = btf
         .windows(name.len())
         .position(|window| window == name)
@@ -126,15 +127,14 @@ fn without_event(dir: &TempDir) -> Result<String> {
     btf[at..at + 3].copy_from_slice(b"xxx");
     let path = dir.path().join("vmlinux");
     fs::write(&path, btf).context("cannot write a BTF")?;
-    Ok(format!("mount --bind {} /sys/kernel/btf/vmlinux", path.display()))
+    Ok(path)
 }
 
 /// What is there is traced, and what is not is named at the end.
 #[test]
 fn kernel_without_one_of_the_tracepoints() -> Result<()> {
     let dir = TempDir::new()?;
-    let mount = without_event(&dir)?;
-    let finished = Finished::of(&mut mounted(&mount, &["drsnoop", "-d", "100ms"]));
+    let finished = mounted(&without_event(&dir)?, BTF, &["drsnoop", "-d", "100ms"])?;
     finished.assert_success();
     let summary = finished.stderr.lines().last().unwrap_or_default();
     assert!(summary.contains("not available") && summary.contains(EVENT), "`{}`", finished.stderr);
@@ -144,27 +144,26 @@ fn kernel_without_one_of_the_tracepoints() -> Result<()> {
 #[test]
 fn kernel_without_the_only_tracepoint() -> Result<()> {
     let dir = TempDir::new()?;
-    let mount = without_event(&dir)?;
-    let finished = Finished::of(&mut mounted(&mount, &["drsnoop", "--kind", "memcg"]));
+    let finished = mounted(&without_event(&dir)?, BTF, &["drsnoop", "--kind", "memcg"])?;
     assert_error(&finished, 1, &[EVENT]);
     Ok(())
 }
 
 #[test]
-fn lockdown() {
+fn lockdown() -> Result<()> {
+    let dir = TempDir::new()?;
     for (state, refused) in
         [("none integrity [confidentiality]", true), ("none [integrity] confidentiality", false)]
     {
-        let mount = format!(
-            "mount -t tmpfs none /sys/kernel/security && echo '{state}' > /sys/kernel/security/lockdown"
-        );
-        let finished = Finished::of(&mut mounted(&mount, &["drsnoop", "-d", "100ms"]));
+        fs::write(dir.path().join("lockdown"), state).context("cannot write a state")?;
+        let finished = mounted(dir.path(), "/sys/kernel/security", &["drsnoop", "-d", "100ms"])?;
         if refused {
             assert_error(&finished, 1, &["lockdown", "confidentiality", "integrity"]);
         } else {
             finished.assert_success();
         }
     }
+    Ok(())
 }
 
 /// Kernels since 5.11 charge the memory of eBPF to cgroups instead.
@@ -173,8 +172,7 @@ fn no_memory_may_be_locked() -> Result<()> {
     let cgroup = limited_cgroup()?;
     let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
     let pid = load.id().to_string();
-    let args = ["drsnoop", "-p", &pid];
-    let memtrace = Memtrace::spawn(&mut by("prlimit", &["--memlock=0:0"], &binary(), &args));
+    let memtrace = Memtrace::spawn(without_locked_memory(&mut command(&["drsnoop", "-p", &pid])));
     load.work(&cgroup, HITS / 8)?;
     load.stop()?;
     let finished = memtrace.stop();
@@ -207,9 +205,10 @@ fn unknown_processes_and_threads() -> Result<()> {
 
 #[test]
 fn process_ids_of_another_namespace() {
-    let options = ["--pid", "--fork", "--mount-proc"];
     for option in ["--pid=1", "--tid=1"] {
-        let finished = Finished::of(&mut by("unshare", &options, &binary(), &["drsnoop", option]));
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--mount-proc"]).arg(binary()).args(["drsnoop", option]);
+        let finished = Finished::of(&mut unshare);
         assert_error(&finished, 1, &["PID namespace", "run it on the host"]);
     }
 }

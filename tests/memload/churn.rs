@@ -20,7 +20,8 @@ const TIMES_THE_MACHINE: u64 = 2;
 /// Runs it.
 pub fn run(args: &ChurnArgs) -> Result<()> {
     let session = Session::begin()?;
-    let place = if args.time.hold { None } else { Some(Place::new(&args.place)?) };
+    let in_place = args.place.whole_machine || !args.time.hold;
+    let place = in_place.then(|| Place::new(&args.place)).transpose()?;
     let cgroup = place.as_ref().and_then(|place| place.cgroup.as_ref());
     let size = args.size.unwrap_or_else(|| match &place {
         Some(Place { cgroup: None, room, .. }) => TIMES_THE_MACHINE * room,
@@ -29,6 +30,8 @@ pub fn run(args: &ChurnArgs) -> Result<()> {
     let scratch = Scratch::new(&args.dir, usize::from(args.threads), size)?;
     if let Some(place) = &place {
         place.enter()?;
+    }
+    if let (Some(place), false) = (&place, args.time.hold) {
         say(&format!(
             "memload: {} threads write and read {} MiB in `{}`, {}, for {:?}; Ctrl-C stops",
             args.threads,

@@ -143,7 +143,7 @@ pub struct ThpArgs {
     /// Take and lock all available memory but this much first
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub leave: Option<u64>,
-    /// Memory in which one page of each 2 MiB is pinned [default: half of the available memory]
+    /// Memory in which one page of each 2 MiB is pinned [default: 1/8 of the available memory]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub fragment: Option<u64>,
     /// Memory to ask for in huge pages, of all threads together [default: 3/4 of the available memory]

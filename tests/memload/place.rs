@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::{
     ballast::Ballast,
     cgroup::{Cgroup, Limit},
+    victim::volunteer,
     vmstat::meminfo,
 };
 
@@ -34,9 +35,10 @@ impl Place {
         Ok(Self { cgroup: Some(cgroup), room: args.limit, _ballast: None })
     }
 
-    /// Moves this process there, with all its threads.
+    /// Moves this process there, with all its threads. Where that is the whole machine, it is the
+    /// first to be killed.
     pub fn enter(&self) -> Result<()> {
-        self.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.add(process::id()))
+        self.cgroup.as_ref().map_or_else(volunteer, |cgroup| cgroup.add(process::id()))
     }
 
     /// How a message names it.

@@ -3,7 +3,10 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use tests::{ballast::Ballast, fragment::Fragments, thp::Thp, until::Until, vmstat::meminfo};
+use tests::{
+    ballast::Ballast, fragment::Fragments, thp::Thp, until::Until, victim::volunteer,
+    vmstat::meminfo,
+};
 
 use crate::{
     cli::{MIB, ThpArgs},
@@ -15,21 +18,27 @@ pub fn run(args: &ThpArgs) -> Result<()> {
     let session = Session::begin()?;
     ensure_on()?;
     let _ballast = args.leave.map(Ballast::leaving).transpose()?;
+    volunteer()?;
     let room = meminfo("MemAvailable")?;
-    let bytes = args.size.unwrap_or(room / 4 * 3);
     if args.time.hold {
         session.hold()?;
     }
     let until = Until::new(args.time.duration, &session.stop);
-    let fragments = Fragments::pin(args.fragment.unwrap_or(room / 2), &until)?;
-    say(&format!(
-        "memload: {} pages are pinned; {} threads ask for {} MiB in huge pages, for {:?}; Ctrl-C stops",
-        fragments.pinned(),
-        args.threads,
-        bytes / MIB,
-        args.time.duration,
-    ))?;
-    let asked = Thp { threads: args.threads.into(), bytes }.run(&until)?;
+    let fragments = Fragments::pin(args.fragment.unwrap_or(room / 8), &until)?;
+    // Small pages nearly everywhere, so that there are few huge ones at the beginning.
+    let scatter = meminfo("MemAvailable")? / 8 * 7;
+    let thp =
+        Thp { threads: args.threads.into(), scatter, bytes: args.size.unwrap_or(room / 4 * 3) };
+    if !args.time.hold {
+        say(&format!(
+            "memload: {} pages are pinned; {} threads ask for {} MiB in huge pages, for {:?}; Ctrl-C stops",
+            fragments.pinned(),
+            args.threads,
+            thp.bytes / MIB,
+            args.time.duration,
+        ))?;
+    }
+    let asked = thp.run(&until)?;
     let done =
         format!("asked for a huge page {asked} times, with {} pages pinned", fragments.pinned());
     drop(fragments);

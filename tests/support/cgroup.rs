@@ -12,8 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// How long a cgroup may stay busy after its last process was told to go.
-const REMOVAL_BUDGET: Duration = Duration::from_secs(10);
+use crate::wait::budget;
 
 /// Beginning of the names of the tests' cgroups.
 pub const TEST: &str = "memtrace-test";
@@ -156,16 +155,20 @@ impl Cgroup {
         self.write("cgroup.procs", &pid.to_string())
     }
 
-    /// How often its limit was hit so far: about twice for each time that the kernel reclaimed.
+    /// How often its limit was hit so far, by cgroup v1's count: about eight times for each time that
+    /// the kernel reclaimed. Cgroup v2 counts those once.
     pub fn limit_hits(&self) -> Result<u64> {
-        let (file, key) = match self.hierarchy.version {
-            Version::V1 => ("memory.failcnt", ""),
-            Version::V2 => ("memory.events", "max "),
+        let (file, key, factor) = match self.hierarchy.version {
+            Version::V1 => ("memory.failcnt", "", 1),
+            Version::V2 => ("memory.events", "max ", 8),
         };
         let text = fs::read_to_string(self.path.join(file))
             .with_context(|| format!("cannot read `{file}`"))?;
-        let number = text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
-        number.with_context(|| format!("unknown form of `{file}`: `{text}`"))
+        let number: Option<u64> =
+            text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
+        number
+            .map(|number| number * factor)
+            .with_context(|| format!("unknown form of `{file}`: `{text}`"))
     }
 
     /// What happened to it so far: the lines of memory.events, or what v1 has of them.
@@ -236,7 +239,7 @@ impl Cgroup {
             self.evict()?;
             // A process that has just ended keeps its cgroup busy for a moment.
             let Err(err) = fs::remove_dir(&self.path) else { return Ok(()) };
-            if start.elapsed() > REMOVAL_BUDGET {
+            if start.elapsed() > budget() {
                 bail!("cannot remove cgroup `{}`: {err}", self.path.display());
             }
             thread::sleep(Duration::from_millis(5));

@@ -1,6 +1,7 @@
 //! What the tests need of the host: a private tracefs or debugfs, zones, and the clock.
 
 use std::{
+    ffi::CStr,
     fs,
     path::{Path, PathBuf},
     process,
@@ -79,9 +80,14 @@ pub struct Mount(TempDir);
 impl Mount {
     /// Mounts a file system that has no device, such as `tracefs`.
     pub fn new(kind: &str) -> Result<Self> {
+        Self::with_options(kind, c"")
+    }
+
+    /// As [`Mount::new`], with options of that file system's own.
+    pub fn with_options(kind: &str, options: &CStr) -> Result<Self> {
         let dir = TempDir::new()?;
-        rustix::mount::mount("nodev", dir.path(), kind, MountFlags::empty(), None)
-            .with_context(|| format!("cannot mount {kind}"))?;
+        rustix::mount::mount("nodev", dir.path(), kind, MountFlags::empty(), Some(options))
+            .with_context(|| format!("cannot mount {kind} with `{}`", options.to_string_lossy()))?;
         Ok(Self(dir))
     }
 

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod churn;
 pub mod compact;
 pub mod compare;
+pub mod confined;
 pub mod fragment;
 pub mod host;
 pub mod load;

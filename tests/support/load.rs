@@ -12,17 +12,15 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     cgroup::{Cgroup, TEST},
-    wait::wait_until,
+    host::require_guest,
+    wait::{budget, wait_until},
 };
 
 /// Memory limit of the tests' loads: small, so that few bytes make many stalls.
 pub const LIMIT: u64 = 16 << 20;
 
-/// Hits of the limit that make several hundred stalls.
+/// Hits of the limit that make a thousand stalls and more.
 pub const HITS: u64 = 12_000;
-
-/// No load runs longer than this, whatever becomes of its test.
-const LONGEST: &str = "60s";
 
 /// What a load shall be.
 #[derive(Clone, Debug)]
@@ -66,7 +64,8 @@ impl Load {
     /// Starts the program `memload` of this package, whose path Cargo tells the tests, to churn.
     pub fn churn(memload: &Path, what: &Churning<'_>) -> Result<Self> {
         let mut command = Command::new(memload);
-        command.args(["churn", "--hold", "--duration", LONGEST]);
+        // No longer than a test waits for it, whatever becomes of the test.
+        command.args(["churn", "--hold", "--duration", &format!("{}s", budget().as_secs())]);
         command.args(["--limit", &LIMIT.to_string(), "--threads", &what.threads.to_string()]);
         if what.brief {
             command.arg("--brief");
@@ -86,6 +85,18 @@ impl Load {
     pub fn of(memload: &Path, args: &[&str]) -> Result<Self> {
         let mut command = Command::new(memload);
         Self::start(command.args(args).arg("--hold"))
+    }
+
+    /// Starts it to stream through files larger than the memory of a guest, without a limit.
+    ///
+    /// # Panics
+    /// On a machine that is not a guest.
+    pub fn stream(memload: &Path) -> Result<Self> {
+        require_guest();
+        let mut command = Command::new(memload);
+        command.args(["churn", "--hold", "--duration", &format!("{}s", budget().as_secs())]);
+        command.args(["--limit", "256M", "--threads", "4"]);
+        Self::start(&mut command)
     }
 
     /// Starts it to compact memory.

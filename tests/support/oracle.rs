@@ -27,11 +27,14 @@ const EVENTS: [&str; 12] = [
     "vmscan/mm_vmscan_memcg_softlimit_reclaim_end",
     "vmscan/mm_vmscan_node_reclaim_begin",
     "vmscan/mm_vmscan_node_reclaim_end",
-    "vmscan/mm_vmscan_lru_isolate",
+    ISOLATE,
     "vmscan/mm_vmscan_lru_shrink_inactive",
     "compaction/mm_compaction_begin",
     "compaction/mm_compaction_end",
 ];
+
+/// The tracepoint that counts scanned pages.
+const ISOLATE: &str = "vmscan/mm_vmscan_lru_isolate";
 
 /// Size of the trace buffer, for each CPU.
 const BUFFER_KIB: u32 = 32 << 10;
@@ -146,12 +149,15 @@ impl Oracle {
         oracle.write("buffer_size_kb", &BUFFER_KIB.to_string())?;
         for event in EVENTS {
             let dir = oracle.instance.join("events").join(event);
-            if dir.exists() {
-                oracle.write(&format!("events/{event}/enable"), "1")?;
+            if !dir.exists() {
+                continue;
             }
+            if event == ISOLATE {
+                // Scans that found nothing on their list are most of all events.
+                oracle.write(&format!("events/{event}/filter"), "nr_scanned > 0")?;
+            }
+            oracle.write(&format!("events/{event}/enable"), "1")?;
         }
-        // Scans that found nothing on their list are most of all events.
-        oracle.write("events/vmscan/mm_vmscan_lru_isolate/filter", "nr_scanned > 0")?;
         oracle.write("tracing_on", "1")?;
         Ok(oracle)
     }

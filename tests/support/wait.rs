@@ -5,8 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::host::is_guest;
+
 /// How long anything may take. Far more than it needs, as a busy host is no failure of memtrace.
-pub const BUDGET: Duration = Duration::from_mins(1);
+#[must_use]
+pub fn budget() -> Duration {
+    Duration::from_mins(if is_guest() { 10 } else { 1 })
+}
 
 /// How often the condition is looked at.
 const PERIOD: Duration = Duration::from_millis(5);
@@ -14,15 +19,15 @@ const PERIOD: Duration = Duration::from_millis(5);
 /// Waits until `condition` gives a value.
 ///
 /// # Panics
-/// When that takes longer than [`BUDGET`], naming `what` it waited for.
+/// When that takes longer than [`budget`], naming `what` it waited for.
 #[track_caller]
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
+    let (start, budget) = (Instant::now(), budget());
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(start.elapsed() < BUDGET, "waited {BUDGET:?} in vain for {what}");
+        assert!(start.elapsed() < budget, "waited {budget:?} in vain for {what}");
         thread::sleep(PERIOD);
     }
 }

@@ -20,6 +20,9 @@ pub mod tracefs;
 /// Where the kernel offers its own type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
+/// Controllers of cgroups, and whether each is on.
+const CONTROLLERS: &str = "/proc/cgroups";
+
 /// Facts about the running kernel.
 #[derive(Debug)]
 pub struct Kernel {
@@ -31,6 +34,8 @@ pub struct Kernel {
     pub modes: EnumNames,
     /// Names of `enum compact_result`, without prefix and in small letters.
     pub statuses: EnumNames,
+    /// Whether memory can be limited by cgroup: the memory controller may be switched off at boot.
+    pub limits_memory: bool,
     /// Whether the probes can tell the free pages of the whole system.
     pub tells_free_pages: bool,
     /// Address of the counter of free pages where they cannot be summed up.
@@ -58,14 +63,21 @@ impl Kernel {
     pub fn running(tracepoints: &[&'static str]) -> Result<Self, KernelError> {
         let blob = fs::read(BTF_PATH).map_err(KernelError::NoBtf)?;
         let btf = Btf::parse(&blob)?;
-        let layout = layout::find(&btf, &memory_nodes());
-        let sums_free_pages = sums_free_pages(&layout);
+        let mut layout = layout::find(&btf, &memory_nodes());
+        let limits_memory =
+            !has_disabled_memory(&fs::read_to_string(CONTROLLERS).unwrap_or_default());
+        if !limits_memory {
+            // All threads are in the root cgroup of a controller that is switched off.
+            layout.css_set_memory = ABSENT;
+        }
+        let sums_free_pages = limits_memory && sums_free_pages(&layout);
         let free_pages_address = if sums_free_pages { None } else { free_pages_address() };
         let has = |tracepoint: &&&'static str| btf.tracepoint_args(tracepoint).is_some();
         Ok(Self {
             gfp: gfp_names(&btf),
             modes: enum_names(&btf, "migrate_mode", "MIGRATE_"),
             statuses: enum_names(&btf, "compact_result", "COMPACT_"),
+            limits_memory,
             tells_free_pages: sums_free_pages || free_pages_address.is_some(),
             free_pages_address,
             tracepoints: tracepoints.iter().filter(has).copied().collect(),
@@ -121,10 +133,13 @@ fn sums_free_pages(layout: &KernelLayout) -> bool {
         layout.pgdat_node_zones,
         layout.zone_free,
     ];
-    // Without the memory controller nothing leads to the zones.
-    let controllers = fs::read_to_string("/proc/cgroups").unwrap_or_default();
-    let enabled = |line: &str| line.starts_with("memory\t") && line.ends_with("\t1");
-    !way.contains(&ABSENT) && controllers.lines().any(enabled)
+    !way.contains(&ABSENT)
+}
+
+/// Whether `controllers`, the content of [`CONTROLLERS`], says that the memory controller is
+/// switched off. A kernel may leave it out where it is on.
+fn has_disabled_memory(controllers: &str) -> bool {
+    controllers.lines().any(|line| line.starts_with("memory\t") && line.ends_with("\t0"))
 }
 
 /// Address of `vm_zone_stat[NR_FREE_PAGES]` from kallsyms, which takes long to read.
@@ -144,6 +159,14 @@ mod tests {
         assert_eq!(parse_list("0\n"), [0]);
         assert_eq!(parse_list("0-2,5\n"), [0, 1, 2, 5]);
         assert_eq!(parse_list("\n"), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn a_controller_may_be_off() {
+        let controllers = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t0\t1\t0\n";
+        assert!(!has_disabled_memory(controllers));
+        assert!(!has_disabled_memory(&format!("{controllers}memory\t6\t42\t1\n")));
+        assert!(has_disabled_memory(&format!("{controllers}memory\t0\t1\t0\n")));
     }
 
     #[test]

@@ -53,6 +53,9 @@ pub fn tracepoints() -> Vec<&'static str> {
     pairs.chain(others).map(|probe| probe.tracepoint).collect()
 }
 
+/// What memory limits need and the kernel's command line can take away.
+const NO_CONTROLLER: &str = "memory controller, which is disabled by cgroup_disable=memory";
+
 /// Which probes to attach, in which order, and what this kernel does not have of what was asked.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -91,7 +94,7 @@ impl Plan {
         kernel: &Kernel,
     ) -> Result<(), LiveError> {
         let layout = &kernel.layout;
-        let has_proactive = layout.scan_control_proactive != ABSENT;
+        let has_proactive = layout.scan_control_proactive != ABSENT && kernel.limits_memory;
         let mut missing = Vec::new();
         let mut begins = Vec::new();
         for (number, (kind, begin, end)) in RECLAIM.into_iter().enumerate() {
@@ -99,6 +102,11 @@ impl Plan {
                 && kinds.contains(&ReclaimKind::Proactive)
                 && has_proactive;
             if !(kinds.contains(&kind) || for_proactive) {
+                continue;
+            }
+            if !kernel.limits_memory && matches!(kind, ReclaimKind::Memcg | ReclaimKind::Softlimit)
+            {
+                missing.push((kind.name(), NO_CONTROLLER.to_owned()));
                 continue;
             }
             let args = layout.reclaim_args[number];
@@ -115,7 +123,8 @@ impl Plan {
             }
         }
         if kinds.contains(&ReclaimKind::Proactive) && !has_proactive {
-            missing.push((ReclaimKind::Proactive.name(), "scan_control.proactive".to_owned()));
+            let what = if kernel.limits_memory { "scan_control.proactive" } else { NO_CONTROLLER };
+            missing.push((ReclaimKind::Proactive.name(), what.to_owned()));
         }
         if begins.is_empty() {
             let (kinds, what): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
