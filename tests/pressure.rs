@@ -3,13 +3,13 @@
 //!
 //! What the kernel's counters have to do with stalls stands in docs/vmstat.md.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use anyhow::Result;
 use tests::{
     cgroup::{Cgroup, Limit, TEST},
     compare::{Matched, match_up},
-    host::require_guest,
+    host::{require_guest, zones},
     load::{Churning, LIMIT, Load},
     oracle::{Mechanism, Oracle, Trace},
     rows::{Output, Row},
@@ -101,18 +101,40 @@ impl Watched {
         self.matched().assert_same();
     }
 
+    /// Checks that reclaim for cgroups left the counters of global reclaim alone.
+    #[track_caller]
+    fn assert_no_global_reclaim(&self) {
+        let direct = self.rows("direct").count();
+        assert_eq!(direct, 0, "stalls in direct reclaim, on a machine that has memory");
+        let moved = ["pgscan_direct", "pgsteal_direct"].map(|name| self.moved(name));
+        assert_eq!((self.vmstat.sum("allocstall_"), moved), (0, [0, 0]), "{:?}", self.vmstat);
+    }
+
     /// Compares compactions with the counters of /proc/vmstat.
     #[track_caller]
-    fn assert_compaction_counted(&self) {
-        for cause in ["direct", "kcompactd", "proactive", "manual", "other"] {
-            println!(
-                "{cause}: {} rows, migrate {} free {}",
-                self.rows(cause).count(),
-                self.sum(cause, "migrate_scanned"),
-                self.sum(cause, "free_scanned")
-            );
+    fn assert_compaction_counted(&self, zones: usize) {
+        let rows = &self.output.rows;
+        for key in ["migrate_scanned", "free_scanned"] {
+            let known = rows.iter().filter(|row| !row.value[key].is_null()).count();
+            if known == 0 {
+                println!("this kernel does not tell {key}");
+                continue;
+            }
+            assert_eq!(known, rows.len(), "rows that have {key}");
+            let sum: u64 = rows.iter().filter_map(|row| row.value[key].as_u64()).sum();
+            assert_eq!(sum, self.moved(&format!("compact_{key}")), "compact_{key}");
+            let (sum, counter) = (self.sum("kcompactd", key), format!("compact_daemon_{key}"));
+            assert_eq!(sum, self.moved(&counter), "{counter}");
         }
-        println!("{:?}", self.vmstat.beginning_with("compact_").collect::<Vec<_>>());
+        let [stalls, success, fail] =
+            ["compact_stall", "compact_success", "compact_fail"].map(|name| self.moved(name));
+        let direct = self.rows("direct").count() as u64;
+        println!("{direct} direct compactions of a zone, compact_stall {stalls}");
+        assert_eq!(stalls, success + fail, "compact_stall is compact_success and compact_fail");
+        assert!(
+            direct <= stalls * zones as u64,
+            "{direct} direct compactions in {zones} zones, and compact_stall {stalls}"
+        );
     }
 
     #[track_caller]
@@ -208,20 +230,21 @@ fn memcg_reclaim() -> Result<()> {
         watched.assert_at_least(100, "memcg", pid);
     }
     watched.assert_same();
-    // These counters are of global reclaim.
-    let moved = ["pgscan_direct", "pgsteal_direct"].map(|name| watched.moved(name));
-    assert_eq!((watched.vmstat.sum("allocstall_"), moved), (0, [0, 0]), "{:?}", watched.vmstat);
+    watched.assert_no_global_reclaim();
     Ok(())
 }
 
-/// Writes to memory.reclaim, where the kernel has it.
+/// Writes to memory.reclaim. Where the kernel has none, memload says so, and memtrace shows none;
+/// where it does not mark them, they are `memcg`.
 #[test]
 fn proactive_reclaim() -> Result<()> {
     require_guest();
-    let has_file = Cgroup::limited(TEST, LIMIT)?.has_reclaim_file();
     let mut pid = 0;
     let watched = watch("drsnoop", |_| {
-        if !has_file {
+        if !Cgroup::limited(TEST, LIMIT)?.has_reclaim_file() {
+            let refused = Command::new(memload()).arg("reclaim").output()?;
+            let why = String::from_utf8_lossy(&refused.stderr);
+            assert!(!refused.status.success() && why.contains("no memory.reclaim"), "{why}");
             return Ok(());
         }
         let mut load = Load::of(memload(), &["reclaim", "--pause", "20ms", "--duration", "5s"])?;
@@ -231,13 +254,13 @@ fn proactive_reclaim() -> Result<()> {
         Ok(())
     })?;
     watched.assert_same();
-    println!("{:?}", watched.output.summary);
-    if has_file {
-        watched.assert_at_least(20, "proactive", pid);
-    } else {
-        assert_eq!(watched.rows("proactive").count(), 0);
+    let unmarked = watched.output.summary.unavailable.iter().any(|what| what.contains("proactive"));
+    match (pid, unmarked) {
+        (0, _) => assert_eq!(watched.rows("proactive").count(), 0, "proactive reclaims"),
+        (pid, true) => watched.assert_at_least(20, "memcg", pid),
+        (pid, false) => watched.assert_at_least(20, "proactive", pid),
     }
-    println!("{:?}", watched.vmstat.beginning_with("pgscan").collect::<Vec<_>>());
+    watched.assert_no_global_reclaim();
     Ok(())
 }
 
@@ -269,7 +292,7 @@ fn direct_compaction() -> Result<()> {
     })?;
     watched.assert_at_least(50, "direct", pid);
     watched.assert_same();
-    watched.assert_compaction_counted();
+    watched.assert_compaction_counted(zones()?.len());
     Ok(())
 }
 
@@ -281,7 +304,7 @@ fn background_and_manual_compaction() -> Result<()> {
     let _defrag = Setting::set(format!("{HUGE_PAGES}/defrag"), "defer")?;
     let mut pid = 0;
     let watched = watch("compactsnoop", |memtrace| {
-        ask_for_huge_pages(memtrace, "kcompactd", 3)?;
+        ask_for_huge_pages(memtrace, "kcompactd", 2)?;
         let mut load = Load::compact(memload(), 5)?;
         pid = load.id();
         load.go()?;
@@ -290,50 +313,55 @@ fn background_and_manual_compaction() -> Result<()> {
     })?;
     watched.assert_at_least(5, "manual", pid);
     let background = watched.rows("kcompactd").count();
-    assert!(background >= 3, "only {background} compactions by kcompactd");
+    assert!(background >= 2, "only {background} compactions by kcompactd");
     watched.assert_same();
-    watched.assert_compaction_counted();
+    watched.assert_compaction_counted(zones()?.len());
     Ok(())
 }
 
-/// Processes that are killed one after the other for lack of memory.
+/// Processes that are killed one after the other for lack of memory, while memtrace goes on: it is
+/// not among them, accounts for every stall, and has none itself.
 #[test]
 fn oom_storm() -> Result<()> {
     const KILLS: u64 = 8;
     require_guest();
+    let mut said = String::new();
     let watched = watch("drsnoop", |_| {
-        let mut load = Load::of(
-            memload(),
-            &[
-                "oom",
-                "--whole-machine",
-                "--leave",
-                "32M",
-                "--victims",
-                "4",
-                "--kills",
-                "8",
-                "--duration",
-                "1m",
-            ],
-        )?;
+        let kills = KILLS.to_string();
+        let args =
+            ["oom", "--whole-machine", "--leave", "32M", "--victims", "4", "--kills", &kills];
+        let mut load = Load::of(memload(), &[&args[..], &["--duration", "5m"]].concat())?;
         load.go()?;
-        println!("{}", load.wait()?);
+        said = load.wait()?;
+        println!("{said}");
         Ok(())
     })?;
-    let kills = watched.vmstat.sum("oom_kill");
-    println!("{kills} kills {:?}", watched.output.summary);
+    let kills = watched.moved("oom_kill");
     assert!(kills >= KILLS, "only {kills} kills");
+    // Nobody else was killed, though some victims may have been so after memload had enough.
+    assert!(kills <= KILLS + 4, "{kills} kills, and {said}");
+
     let matched = watched.matched();
-    println!(
-        "missing {} extra {} pairs {}",
-        matched.missing.len(),
-        matched.extra.len(),
-        matched.pairs.len()
+    let summary = &watched.output.summary;
+    println!("{} stalls agree; {summary:?}", matched.pairs.len());
+    assert!(matched.pairs.len() >= 500, "only {} stalls", matched.pairs.len());
+    matched.assert_none_extra();
+    matched.assert_pairs_agree();
+    let unseen = summary.lost + summary.table_full + summary.skipped + summary.unfinished;
+    assert!(
+        matched.missing.len() as u64 <= unseen,
+        "{} stalls are missing, {unseen} accounted for: {summary:?}",
+        matched.missing.len()
     );
-    let own = watched.output.rows.iter().filter(|row| {
-        row.pid == watched.memtrace_pid && row.start_ns > watched.memtrace.attached_ns
-    });
-    assert_eq!(own.count(), 0, "stalls of memtrace itself");
+
+    let own: Vec<_> = watched
+        .output
+        .rows
+        .iter()
+        .filter(|row| {
+            row.pid == watched.memtrace_pid && row.start_ns > watched.memtrace.attached_ns
+        })
+        .collect();
+    assert!(own.is_empty(), "{} stalls of memtrace itself, such as {}", own.len(), own[0].value);
     Ok(())
 }

@@ -56,10 +56,8 @@ pub fn run(args: &AnonArgs) -> Result<()> {
         Ok::<_, anyhow::Error>((pages?, files.transpose()?))
     })?;
     drop(swap);
-    let mut done =
+    let touched =
         format!("touched {pages} pages of {} MiB with {} threads", bytes / MIB, args.threads);
-    if let Some(files) = files {
-        done += &format!("; {}", churn::told(&files));
-    }
-    session.report(&done, place.cgroup.as_ref())
+    let beside = files.map(|files| format!("; {}", churn::told(&files))).unwrap_or_default();
+    session.report(&format!("{touched}{beside}"), place.cgroup.as_ref())
 }

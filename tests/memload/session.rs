@@ -75,20 +75,22 @@ impl Session {
     pub fn report(&self, done: &str, cgroup: Option<&Cgroup>) -> Result<()> {
         say(&format!("memload: {done}"))?;
         let usage = getrusage(UsageWho::RUSAGE_SELF).context("cannot get the page faults")?;
-        let mut counted = format!(
+        let faults = format!(
             "{} minor and {} major page faults",
             usage.minor_page_faults(),
             usage.major_page_faults()
         );
-        if let Some(cgroup) = cgroup {
-            counted += &format!(
-                "; in the cgroup: {}",
-                listed(cgroup.events()?.iter().map(|(name, count)| (name.as_str(), *count)))
-            );
-        }
+        let events = match cgroup {
+            Some(cgroup) => {
+                let events = cgroup.events()?;
+                let events = events.iter().map(|(name, count)| (name.as_str(), *count));
+                format!("; in the cgroup: {}", listed(events))
+            }
+            None => String::new(),
+        };
         let moved = Vmstat::moved_since(&self.before)?;
         let moved = COUNTERS.iter().flat_map(|name| moved.beginning_with(name));
-        say(&format!("memload: {counted}; in /proc/vmstat: {}", listed(moved)))
+        say(&format!("memload: {faults}{events}; in /proc/vmstat: {}", listed(moved)))
     }
 }
 
