@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
 
 #[path = "../xtask/src/ebpf/mod.rs"]
 mod ebpf;
@@ -48,12 +50,32 @@ fn run() -> Result<()> {
     for line in &object.warnings {
         println!("cargo::warning={line}");
     }
-    replace(&object.path, &out_dir.join("memtrace-ebpf"))
+    let built =
+        fs::read(&object.path).with_context(|| format!("cannot read {}", object.path.display()))?;
+    let stripped = without_debug_information(&built).context("cannot strip the eBPF probes")?;
+    replace(&stripped, &out_dir.join("memtrace-ebpf"))
+}
+
+/// Three quarters of the object describe it to debuggers, in sections that neither the loader nor the
+/// kernel reads. They would be a quarter of memtrace.
+fn without_debug_information(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = Builder::read(object)?;
+    for section in &mut builder.sections {
+        section.delete =
+            section.name.starts_with(b".debug_") || section.name.starts_with(b".rel.debug_");
+    }
+    // LLVM keeps the names of sections with those of symbols, which the builder does not.
+    let names = builder.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
 }
 
 /// Leaves a file that has not changed alone, so that nothing is built again because of it.
-fn replace(from: &Path, to: &Path) -> Result<()> {
-    let new = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+fn replace(new: &[u8], to: &Path) -> Result<()> {
     if fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }

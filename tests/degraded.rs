@@ -1,8 +1,217 @@
-//! Kernels that lack what memtrace would like to have. Only in a guest.
+//! Kernels that lack what memtrace would like to have: it runs with what there is and names what is
+//! missing, or refuses in one line that names the reason. Only in a guest.
+//!
+//! The modules are named after the boots of `cargo xtask guest` that they need. What a mount can
+//! hide, such as BTF, is missing in `errors`.
 
-use tests::host::require_guest;
+use std::{fs, path::Path};
 
-#[test]
-fn runs_in_a_guest_only() {
-    require_guest();
+use anyhow::{Context as _, Result};
+use tests::{
+    cgroup::{Cgroup, Hierarchy, Version},
+    compare::match_up,
+    host::{Mount, require_guest},
+    load::{Churning, HITS, Load, limited_cgroup},
+    oracle::{Mechanism, Oracle},
+    rows::{Output, Row},
+    run::{Finished, Memtrace, command},
+};
+
+fn memload() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_memload"))
+}
+
+#[track_caller]
+fn assert_refused(finished: &Finished, parts: &[&str]) {
+    let stderr = &finished.stderr;
+    assert_eq!(finished.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "not one line: `{stderr}`");
+    for part in parts {
+        assert!(stderr.contains(part), "nothing of `{part}` in `{stderr}`");
+    }
+}
+
+/// Traces a compaction of all memory by this test's child. Gives its rows, which agree with the
+/// oracle's, and what memtrace says that it lacks.
+fn compaction(
+    args: &[&str],
+    prepare: impl FnOnce(&Load) -> Result<()>,
+) -> Result<(Vec<Row>, Vec<String>)> {
+    let mut load = Load::compact(memload(), 2)?;
+    prepare(&load)?;
+    let oracle = Oracle::start()?;
+    let memtrace = Memtrace::start(&[&["compactsnoop", "--json"], args].concat());
+    let pid = load.id();
+    load.go()?;
+    load.wait()?;
+    let memtrace = memtrace.stop();
+    let trace = oracle.stop()?;
+    memtrace.assert_success();
+    let Output { rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
+    summary.assert_nothing_lost();
+    let rows: Vec<_> = rows.into_iter().filter(|row| row.pid == pid).collect();
+    assert!(!rows.is_empty(), "no compaction");
+    match_up(trace.stalls.iter().filter(|stall| stall.tid == pid), &rows).assert_same();
+    Ok((rows, summary.unavailable))
+}
+
+/// No memory controller, no PSI.
+mod bare {
+    use super::*;
+
+    /// Whether the kernel runs without what this boot takes away.
+    #[track_caller]
+    fn require_bare() {
+        require_guest();
+        let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        for word in ["cgroup_disable=memory", "psi=0"] {
+            assert!(words.split_whitespace().any(|given| given == word), "`{words}`");
+        }
+        assert!(fs::read("/proc/pressure/memory").is_err(), "PSI is on");
+        assert!(Hierarchy::memory().is_err(), "a memory controller is mounted");
+    }
+
+    /// Memory is short for all of the machine, as there are no limits.
+    #[test]
+    fn direct_reclaim() -> Result<()> {
+        const ENOUGH: usize = 20;
+        require_bare();
+        let mut load = Load::stream(memload())?;
+        let oracle = Oracle::start()?;
+        let memtrace = Memtrace::start(&["drsnoop", "--json"]);
+        load.go()?;
+        tests::wait::wait_until("direct reclaim", || memtrace.stdout().lines().count() > ENOUGH);
+        load.stop()?;
+        let memtrace = memtrace.stop();
+        let trace = oracle.stop()?;
+        memtrace.assert_success();
+        let Output { rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
+        summary.assert_nothing_lost();
+        let reclaims = trace.stalls.iter().filter(|stall| stall.mechanism != Mechanism::Compaction);
+        match_up(reclaims, &rows).within(&memtrace).assert_same();
+        for row in &rows {
+            assert_eq!(row.kind, "direct", "{}", row.value);
+            assert_eq!(row.value["target_cgroup"], serde_json::Value::Null, "{}", row.value);
+            assert!(
+                row.value["free_pages"].as_u64().is_some_and(|pages| pages > 0),
+                "{}",
+                row.value
+            );
+        }
+        for kind in ["memcg", "proactive"] {
+            let names_it =
+                |what: &String| what.starts_with(kind) && what.contains("memory controller");
+            assert!(summary.unavailable.iter().any(names_it), "{kind}: {summary:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_but_memory_limits() {
+        require_bare();
+        for kind in ["memcg", "proactive", "memcg,softlimit,proactive"] {
+            let finished = Finished::of(&mut command(&["drsnoop", "--kind", kind]));
+            assert_refused(&finished, &["memory controller", "disabled"]);
+        }
+    }
+
+    /// Threads are still in cgroups, and can be told apart by them.
+    #[test]
+    fn compaction_by_cgroup() -> Result<()> {
+        require_bare();
+        let hierarchy = Hierarchy::of(Version::V2)?.context("cgroup v2 is not mounted")?;
+        let cgroup = Cgroup::plain(&hierarchy)?;
+        let path = cgroup.path().display().to_string();
+        let (rows, _) = compaction(&["-c", &path], |load| cgroup.add(load.id()))?;
+        for row in &rows {
+            assert_eq!(row.value["cgroup"].as_str(), Some(cgroup.name().as_str()), "{}", row.value);
+        }
+        Ok(())
+    }
+}
+
+/// Kernel lockdown, by the kernel's own word; nothing that needs eBPF can come after it.
+mod locked_down {
+    use super::*;
+
+    const LOCKDOWN: &str = "lockdown";
+
+    #[test]
+    fn confidentiality() -> Result<()> {
+        require_guest();
+        let securityfs = Mount::new("securityfs")?;
+        fs::write(securityfs.path().join(LOCKDOWN), "confidentiality")
+            .context("this kernel cannot be locked down")?;
+        let at_its_place = "/sys/kernel/security";
+        let visible = || {
+            let mut memtrace = command(&["drsnoop"]);
+            tests::confined::with_bind_mount(
+                &mut memtrace,
+                securityfs.path(),
+                Path::new(at_its_place),
+            )
+            .map(Finished::of)
+        };
+        assert_refused(&visible()?, &["lockdown", "confidentiality", "integrity"]);
+        // Where securityfs is not mounted, the reason can only be guessed.
+        assert!(!Path::new(at_its_place).join(LOCKDOWN).exists(), "securityfs is mounted");
+        assert_refused(&Finished::of(&mut command(&["compactsnoop"])), &["lockdown"]);
+        Ok(())
+    }
+}
+
+/// Cgroup v2 is not mounted.
+mod v1 {
+    use super::*;
+
+    #[track_caller]
+    fn require_no_cgroups() -> Result<()> {
+        require_guest();
+        assert_eq!(Hierarchy::all()?, [], "cgroups are mounted");
+        Ok(())
+    }
+
+    #[test]
+    fn no_cgroups_mounted() -> Result<()> {
+        require_no_cgroups()?;
+        let (rows, _) = compaction(&[], |_| Ok(()))?;
+        for row in &rows {
+            assert!(row.value["cgroup_id"].as_u64().is_some(), "{}", row.value);
+            assert_eq!(row.value["cgroup"], serde_json::Value::Null, "{}", row.value);
+        }
+        let finished = Finished::of(&mut command(&["drsnoop", "-c", "/a"]));
+        assert_refused(&finished, &["--cgroup", "/a"]);
+        Ok(())
+    }
+
+    #[test]
+    fn memory_controller_of_v1() -> Result<()> {
+        require_no_cgroups()?;
+        let v1 = Mount::with_options("cgroup", c"memory")?;
+        let cgroup = limited_cgroup()?;
+        assert!(cgroup.path().starts_with(v1.path()));
+        let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+        let pid = load.id();
+        let oracle = Oracle::start()?;
+        let path = cgroup.path().display().to_string();
+        let memtrace = Memtrace::start(&["drsnoop", "--json", "-c", &path]);
+        load.work(&cgroup, HITS / 4)?;
+        load.stop()?;
+        let memtrace = memtrace.stop();
+        let trace = oracle.stop()?;
+        memtrace.assert_success();
+        let Output { rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
+        summary.assert_nothing_lost();
+        assert!(rows.len() >= 50, "only {} stalls", rows.len());
+        let tids: Vec<_> = rows.iter().map(|row| row.tid).collect();
+        let of_load = trace.stalls.iter().filter(|stall| tids.contains(&stall.tid));
+        match_up(of_load, &rows).within(&memtrace).assert_same();
+        for row in &rows {
+            assert_eq!((row.kind.as_str(), row.pid), ("memcg", pid), "{}", row.value);
+            for key in ["cgroup", "target_cgroup"] {
+                assert_eq!(row.value[key].as_str(), Some(cgroup.name().as_str()), "{}", row.value);
+            }
+        }
+        Ok(())
+    }
 }

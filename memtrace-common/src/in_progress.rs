@@ -62,4 +62,8 @@ pub struct Compaction {
     pub mode: u32,
     /// Which of these are filled: bits of [`crate::record::known`].
     pub known: u32,
+    /// 1 where it was kept by the tracepoint's first program and the spare one has not seen it yet.
+    pub is_new: u32,
+    /// Always zero.
+    pub reserved: u32,
 }

@@ -9,20 +9,33 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// Value of an offset or position that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
-/// Arguments of a `*_reclaim_begin` tracepoint and its end, by position.
+/// Where a reclaim's tracepoints tell what: of a raw tracepoint the position of the argument, of a
+/// classic one the offset in the event's record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-pub struct ReclaimArgs {
+pub struct ReclaimFields {
     /// `int order`.
     pub order: u32,
-    /// `gfp_t gfp_flags`; before `order` since 7.1.
+    /// `gfp_t gfp_flags`; before `order` since 7.1. At most 32 of its bits are used, however wide a
+    /// record keeps it.
     pub gfp: u32,
     /// `int nid`, of node reclaim only.
     pub node: u32,
-    /// `struct mem_cgroup *memcg`, since 7.1.
-    pub memcg: u32,
+    /// The cgroup that is reclaimed from, since 7.1: `struct mem_cgroup *memcg`, in records the
+    /// cgroup's id.
+    pub target: u32,
     /// `unsigned long nr_reclaimed` of the end tracepoint.
     pub end_reclaimed: u32,
+}
+
+/// The same of `mm_vmscan_lru_isolate`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct IsolateFields {
+    /// `unsigned long nr_scanned`.
+    pub scanned: u32,
+    /// `int lru`, the list's number.
+    pub lru: u32,
 }
 
 /// Arguments of the compaction tracepoints, by position.
@@ -43,14 +56,16 @@ pub struct CompactionArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct KernelLayout {
-    /// Arguments of the begin tracepoints, by [`crate::record::mechanism`].
-    pub reclaim_args: [ReclaimArgs; 4],
+    /// Arguments of the tracepoints of reclaim, by [`crate::record::mechanism`].
+    pub reclaim_args: [ReclaimFields; 4],
+    /// Their records.
+    pub reclaim_records: [ReclaimFields; 4],
     /// Arguments of the compaction tracepoints.
     pub compaction_args: CompactionArgs,
-    /// `mm_vmscan_lru_isolate`: position of `unsigned long nr_scanned`.
-    pub isolate_scanned_arg: u32,
-    /// `mm_vmscan_lru_isolate`: position of the `lru` list's number.
-    pub isolate_lru_arg: u32,
+    /// Arguments of `mm_vmscan_lru_isolate`.
+    pub isolate_args: IsolateFields,
+    /// Its record.
+    pub isolate_record: IsolateFields,
 
     /// `task_struct.reclaim_state`, a pointer into the reclaiming task's `scan_control`.
     pub task_reclaim_state: u32,

@@ -3,6 +3,9 @@
 //! Since 5.18 the tracepoints pass the `compact_control`. Before, they pass page frame numbers
 //! only: there zone and order come from `mm_compaction_suitable`, which `compact_zone()` calls
 //! just before, and the allocation's flags from `mm_compaction_try_to_compact_pages`.
+//!
+//! Where tracepoints can be preempted, begin and end have a spare program each: see [`Turn`]. The
+//! classic tracepoints, which help `reclaim` there, do not pass the `compact_control`.
 
 use aya_ebpf::{
     macros::{map, raw_tracepoint},
@@ -71,41 +74,86 @@ fn compact_try(ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "mm_compaction_begin")]
 fn compact_begin(ctx: RawTracePointContext) -> i32 {
-    let thread = Thread::current();
-    if !thread.passes() {
-        return 0;
-    }
-    let mut begin = match kernel::arg(&ctx, layout!(compaction_args.begin_cc)) {
-        Some(control) => from_control(control),
-        None => from_hint(&ctx, thread.tid),
-    };
-    if !wanted_cause(begin.cause) {
-        return 0;
-    }
-    if wanted(wanted::EXTENDED) {
-        read_zone(&mut begin);
-    }
-    begin.start_ns = now();
-    if COMPACTIONS.insert(thread.tid, begin, 0).is_err() {
-        count(counter::TABLE_FULL);
-        debug!(&ctx, "table full: thread {} began to compact", thread.tid);
-    }
+    begin(&ctx, Turn::First);
     0
 }
 
 #[raw_tracepoint(tracepoint = "mm_compaction_end")]
 fn compact_end(ctx: RawTracePointContext) -> i32 {
+    end(&ctx, Turn::First);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_compaction_begin")]
+fn spare_begin(ctx: RawTracePointContext) -> i32 {
+    begin(&ctx, Turn::Spare);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_compaction_end")]
+fn spare_end(ctx: RawTracePointContext) -> i32 {
+    end(&ctx, Turn::Spare);
+    0
+}
+
+/// Which of a tracepoint's two programs runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    First,
+    /// Does the work where the first was skipped.
+    Spare,
+}
+
+#[inline(always)]
+fn begin(ctx: &RawTracePointContext, turn: Turn) {
+    let thread = Thread::current();
+    if turn == Turn::Spare
+        && let Some(begin) = COMPACTIONS.get_ptr_mut(thread.tid)
+    {
+        // SAFETY: the entry is this thread's own, and only its end removes it.
+        let is_new = unsafe { &mut (*begin).is_new };
+        if *is_new != 0 {
+            *is_new = 0;
+            return;
+        }
+    }
+    if !thread.passes() {
+        return;
+    }
+    let mut begin = match kernel::arg(ctx, layout!(compaction_args.begin_cc)) {
+        Some(control) => from_control(control),
+        None => from_hint(ctx, thread.tid),
+    };
+    if !wanted_cause(begin.cause) {
+        return;
+    }
+    if wanted(wanted::EXTENDED) {
+        read_zone(&mut begin);
+    }
+    begin.is_new = u32::from(turn == Turn::First);
+    begin.start_ns = now();
+    if COMPACTIONS.insert(thread.tid, begin, 0).is_err() && turn == Turn::First {
+        count(counter::TABLE_FULL);
+        debug!(ctx, "table full: thread {} began to compact", thread.tid);
+    }
+}
+
+#[inline(always)]
+fn end(ctx: &RawTracePointContext, turn: Turn) {
     let thread = Thread::current();
     // Zero where the tracepoint passes none: LLVM leaves the inside of a `None` unset, and reads it
     // all the same where it makes no difference, which the verifier of 5.10 refuses.
-    let control = kernel::arg(&ctx, layout!(compaction_args.end_cc)).unwrap_or(0);
+    let control = kernel::arg(ctx, layout!(compaction_args.end_cc)).unwrap_or(0);
     let Some(begin) = COMPACTIONS.get_ptr(thread.tid) else {
-        let begin = if control == 0 { from_hint(&ctx, thread.tid) } else { from_control(control) };
+        if turn == Turn::Spare {
+            return;
+        }
+        let begin = if control == 0 { from_hint(ctx, thread.tid) } else { from_control(control) };
         if thread.passes() && wanted_cause(begin.cause) {
             count(counter::END_WITHOUT_BEGIN);
-            debug!(&ctx, "no begin: thread {} ended compaction", thread.tid);
+            debug!(ctx, "no begin: thread {} ended compaction", thread.tid);
         }
-        return 0;
+        return;
     };
     // SAFETY: the entry is this thread's own, and only its end removes it.
     let begin = unsafe { *begin };
@@ -113,7 +161,7 @@ fn compact_end(ctx: RawTracePointContext) -> i32 {
     let _gone: Result<(), i32> = COMPACTIONS.remove(thread.tid);
 
     let Some(mut stall) = thread.stalled_since(begin.start_ns, mechanism::COMPACTION) else {
-        return 0;
+        return;
     };
     stall.order = begin.order;
     stall.gfp = begin.gfp;
@@ -131,7 +179,7 @@ fn compact_end(ctx: RawTracePointContext) -> i32 {
         frag_index: begin.frag_index,
         node: 0,
         mode: begin.mode,
-        status: kernel::arg(&ctx, layout!(compaction_args.end_status)).unwrap_or_default() as i32,
+        status: kernel::arg(ctx, layout!(compaction_args.end_status)).unwrap_or_default() as i32,
         cause: begin.cause,
         reserved: 0,
     };
@@ -152,8 +200,7 @@ fn compact_end(ctx: RawTracePointContext) -> i32 {
         record.free_scanned = free;
         record.stall.known |= known::COMPACT_SCANNED;
     }
-    deliver(&ctx, record);
-    0
+    deliver(ctx, record);
 }
 
 /// Reads the begin out of a `struct compact_control`.
@@ -222,6 +269,8 @@ fn begin_in(zone: u64) -> in_progress::Compaction {
         cause: cause::OTHER,
         mode: 0,
         known: 0,
+        is_new: 0,
+        reserved: 0,
     }
 }
 

@@ -1,8 +1,8 @@
-//! The kernel side of memtrace: raw tracepoints that measure stalls and send them to user space.
+//! The kernel side of memtrace: tracepoint programs that measure stalls and send them to user space.
 //!
 //! `reclaim` and `compaction` each hold the probes of one mechanism. What they share stands in
-//! `settings` (what user space asked for), `kernel` (reading the kernel's structures) and `stall`
-//! (filters, counters and delivery).
+//! `settings` (what user space asked for), `event` (what a tracepoint tells), `kernel` (reading the
+//! kernel's structures) and `stall` (filters, counters and delivery).
 
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -19,6 +19,7 @@
 )]
 
 mod compaction;
+mod event;
 mod kernel;
 mod reclaim;
 mod settings;

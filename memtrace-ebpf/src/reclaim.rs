@@ -1,9 +1,14 @@
 //! Threads held up reclaiming pages: direct, memcg, soft-limit and node reclaim.
+//!
+//! Every program exists twice. A raw tracepoint costs less, but where tracepoints can be preempted,
+//! as they can since 7.0, the kernel skips a raw one that another thread of the CPU is in the midst
+//! of, and with it that thread's stall. It still disables preemption around classic ones
+//! (include/trace/perf.h).
 
 use aya_ebpf::{
-    macros::{map, raw_tracepoint},
+    macros::{map, raw_tracepoint, tracepoint},
     maps::HashMap,
-    programs::RawTracePointContext,
+    programs::{RawTracePointContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
 use memtrace_common::{
@@ -14,6 +19,7 @@ use memtrace_common::{
 };
 
 use crate::{
+    event::Event,
     kernel,
     settings::{KINDS, layout, present, wanted},
     stall::{Thread, count, deliver, now},
@@ -21,62 +27,53 @@ use crate::{
 
 /// `trace_mm_vmscan_lru_isolate()` passes the number of the list; the active ones are odd
 /// (`enum lru_list` in include/linux/mmzone.h).
-const LRU_ACTIVE: u64 = 1;
+const LRU_ACTIVE: u32 = 1;
 
 /// Reclaims in progress; user space sets its size.
 #[map]
 static RECLAIMS: HashMap<ReclaimKey, in_progress::Reclaim> = HashMap::with_max_entries(1, 0);
 
-#[raw_tracepoint(tracepoint = "mm_vmscan_direct_reclaim_begin")]
-fn direct_begin(ctx: RawTracePointContext) -> i32 {
-    begin(&ctx, mechanism::DIRECT)
+/// Makes a pair of programs for a tracepoint: one of a raw, one of a classic tracepoint. User space
+/// attaches one of the two.
+macro_rules! programs {
+    ($($tracepoint:tt => $raw:ident, $classic:ident: $work:ident($($mechanism:ident)?);)+) => {$(
+        #[raw_tracepoint(tracepoint = $tracepoint)]
+        fn $raw(ctx: RawTracePointContext) -> i32 {
+            $work(&ctx $(, mechanism::$mechanism)?);
+            0
+        }
+
+        #[tracepoint(category = "vmscan", name = $tracepoint)]
+        fn $classic(ctx: TracePointContext) -> u32 {
+            $work(&ctx $(, mechanism::$mechanism)?);
+            0
+        }
+    )+};
 }
 
-#[raw_tracepoint(tracepoint = "mm_vmscan_direct_reclaim_end")]
-fn direct_end(ctx: RawTracePointContext) -> i32 {
-    end(&ctx, mechanism::DIRECT)
-}
-
-#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_begin")]
-fn memcg_begin(ctx: RawTracePointContext) -> i32 {
-    begin(&ctx, mechanism::MEMCG)
-}
-
-#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_end")]
-fn memcg_end(ctx: RawTracePointContext) -> i32 {
-    end(&ctx, mechanism::MEMCG)
-}
-
-#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_softlimit_reclaim_begin")]
-fn softlimit_begin(ctx: RawTracePointContext) -> i32 {
-    begin(&ctx, mechanism::SOFTLIMIT)
-}
-
-#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_softlimit_reclaim_end")]
-fn softlimit_end(ctx: RawTracePointContext) -> i32 {
-    end(&ctx, mechanism::SOFTLIMIT)
-}
-
-#[raw_tracepoint(tracepoint = "mm_vmscan_node_reclaim_begin")]
-fn node_begin(ctx: RawTracePointContext) -> i32 {
-    begin(&ctx, mechanism::NODE)
-}
-
-#[raw_tracepoint(tracepoint = "mm_vmscan_node_reclaim_end")]
-fn node_end(ctx: RawTracePointContext) -> i32 {
-    end(&ctx, mechanism::NODE)
+programs! {
+    "mm_vmscan_direct_reclaim_begin" => direct_begin, tp_direct_begin: begin(DIRECT);
+    "mm_vmscan_direct_reclaim_end" => direct_end, tp_direct_end: end(DIRECT);
+    "mm_vmscan_memcg_reclaim_begin" => memcg_begin, tp_memcg_begin: begin(MEMCG);
+    "mm_vmscan_memcg_reclaim_end" => memcg_end, tp_memcg_end: end(MEMCG);
+    "mm_vmscan_memcg_softlimit_reclaim_begin" => softlimit_begin, tp_soft_begin: begin(SOFTLIMIT);
+    "mm_vmscan_memcg_softlimit_reclaim_end" => softlimit_end, tp_soft_end: end(SOFTLIMIT);
+    "mm_vmscan_node_reclaim_begin" => node_begin, tp_node_begin: begin(NODE);
+    "mm_vmscan_node_reclaim_end" => node_end, tp_node_end: end(NODE);
+    "mm_vmscan_lru_isolate" => lru_isolate, tp_lru_isolate: isolate();
 }
 
 /// Keeps what the end cannot tell: the pages scanned, as `scan_control.nr_scanned` starts again at
 /// every priority, and the lowest priority, as `do_try_to_free_pages()` may start again at the
 /// highest. Counts what `pgscan_*` in /proc/vmstat counts: the inactive lists.
-#[raw_tracepoint(tracepoint = "mm_vmscan_lru_isolate")]
-fn lru_isolate(ctx: RawTracePointContext) -> i32 {
-    let scanned = kernel::arg(&ctx, layout!(isolate_scanned_arg));
-    let lru = kernel::arg(&ctx, layout!(isolate_lru_arg));
-    let (Some(scanned), Some(lru)) = (scanned, lru) else { return 0 };
+#[inline(always)]
+fn isolate(event: &impl Event) {
+    let fields = event.isolate_fields();
+    let (Some(scanned), Some(lru)) = (event.long(fields.scanned), event.int(fields.lru)) else {
+        return;
+    };
     if lru & LRU_ACTIVE != 0 {
-        return 0;
+        return;
     }
     let Thread { tid, .. } = Thread::current();
     for mechanism in mechanism::DIRECT..=mechanism::NODE {
@@ -92,20 +89,19 @@ fn lru_isolate(ctx: RawTracePointContext) -> i32 {
             }
         }
     }
-    0
 }
 
 #[inline(always)]
-fn begin(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
+fn begin(event: &impl Event, mechanism: u32) {
     let thread = Thread::current();
     if !thread.passes() {
-        return 0;
+        return;
     }
     let proactive = is_proactive(mechanism);
     if !wanted_kind(mechanism, proactive) {
-        return 0;
+        return;
     }
-    let args = layout!(reclaim_args[mechanism as usize]);
+    let fields = event.reclaim_fields(mechanism);
     let mut begin = in_progress::Reclaim {
         start_ns: 0,
         nr_scanned: 0,
@@ -118,22 +114,20 @@ fn begin(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
         reserved: 0,
         known: if proactive { known::PROACTIVE } else { 0 },
     };
-    if let Some(order) = kernel::arg(ctx, args.order) {
-        begin.order = order as i32;
+    if let Some(order) = event.int(fields.order) {
+        begin.order = order.cast_signed();
         begin.known |= known::ORDER;
     }
-    if let Some(gfp) = kernel::arg(ctx, args.gfp) {
-        begin.gfp = gfp as u32;
+    if let Some(gfp) = event.int(fields.gfp) {
+        begin.gfp = gfp;
         begin.known |= known::GFP;
     }
-    if let Some(node) = kernel::arg(ctx, args.node) {
-        begin.node = node as i32;
+    if let Some(node) = event.int(fields.node) {
+        begin.node = node.cast_signed();
         begin.known |= known::RECLAIM_NODE;
     }
     if wanted(wanted::EXTENDED) {
-        if let Some(memcg) = kernel::arg(ctx, args.memcg)
-            && let Some(id) = kernel::memcg_id(memcg)
-        {
+        if let Some(id) = event.cgroup_id(fields.target) {
             begin.target_cgroup_id = id;
             begin.known |= known::TARGET;
         }
@@ -145,39 +139,38 @@ fn begin(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
     begin.start_ns = now();
     if RECLAIMS.insert(ReclaimKey { tid: thread.tid, mechanism }, begin, 0).is_err() {
         count(counter::TABLE_FULL);
-        debug!(ctx, "table full: thread {} began reclaim {}", thread.tid, mechanism);
+        debug!(event, "table full: thread {} began reclaim {}", thread.tid, mechanism);
     }
-    0
 }
 
 #[inline(always)]
-fn end(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
+fn end(event: &impl Event, mechanism: u32) {
     let thread = Thread::current();
     let key = ReclaimKey { tid: thread.tid, mechanism };
     let Some(begin) = RECLAIMS.get_ptr(key) else {
         if thread.passes() && wanted_kind(mechanism, is_proactive(mechanism)) {
             count(counter::END_WITHOUT_BEGIN);
-            debug!(ctx, "no begin: thread {} ended reclaim {}", thread.tid, mechanism);
+            debug!(event, "no begin: thread {} ended reclaim {}", thread.tid, mechanism);
         }
-        return 0;
+        return;
     };
     // SAFETY: the entry is this thread's own, and only its end removes it.
     let begin = unsafe { *begin };
     // Should it fail, the thread's next begin replaces the entry.
     let _gone: Result<(), i32> = RECLAIMS.remove(key);
 
-    let Some(mut stall) = thread.stalled_since(begin.start_ns, mechanism) else { return 0 };
+    let Some(mut stall) = thread.stalled_since(begin.start_ns, mechanism) else { return };
     stall.order = begin.order;
     stall.gfp = begin.gfp;
     stall.known |= begin.known;
     if begin.priority != i32::MAX {
         stall.known |= known::PRIORITY;
     }
-    let reclaimed = layout!(reclaim_args[mechanism as usize].end_reclaimed);
+    let fields = event.reclaim_fields(mechanism);
     let mut record = Reclaim {
         stall,
         nr_scanned: 0,
-        nr_reclaimed: kernel::arg(ctx, reclaimed).unwrap_or_default(),
+        nr_reclaimed: event.long(fields.end_reclaimed).unwrap_or_default(),
         target_cgroup_id: begin.target_cgroup_id,
         free_pages: begin.free_pages,
         priority: begin.priority,
@@ -186,7 +179,7 @@ fn end(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
     if let Some(control) = control(mechanism) {
         read_scan_control(&mut record, control);
     }
-    if wanted(wanted::EXTENDED) && present(layout!(isolate_scanned_arg)) {
+    if wanted(wanted::EXTENDED) && present(event.isolate_fields().scanned) {
         // Left as it is where no list was isolated from, as the multi-generational LRU of some
         // kernels does without the tracepoint.
         if begin.nr_scanned != 0 || record.stall.known & known::SCANNED == 0 {
@@ -194,8 +187,7 @@ fn end(ctx: &RawTracePointContext, mechanism: u32) -> i32 {
         }
         record.stall.known |= known::SCANNED;
     }
-    deliver(ctx, record);
-    0
+    deliver(event, record);
 }
 
 /// The `scan_control` of this very reclaim, where the thread leads to it.

@@ -2,7 +2,7 @@
 //! counted as lost.
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext,
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
@@ -10,7 +10,6 @@ use aya_ebpf::{
     },
     macros::map,
     maps::{PerCpuArray, RingBuf},
-    programs::RawTracePointContext,
 };
 use memtrace_common::{
     config::{filter, wanted},
@@ -119,16 +118,36 @@ pub fn now() -> u64 {
 #[inline(always)]
 pub fn count(slot: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(slot) {
-        // SAFETY: the pointer is to this CPU's own value, which is there as long as the map is, and
-        // which no other program writes between load and store: probes are not preempted.
-        let value = unsafe { &mut *value };
-        *value = value.wrapping_add(1);
+        add_one(value);
     }
+}
+
+/// Adds in one step, as another probe may come in between where tracepoints can be preempted. For
+/// this target Rust has no atomic types.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn add_one(value: *mut u64) {
+    // SAFETY: the pointer is to a value of a map, which is there as long as the map is.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({value} + 0) += {one}",
+            value = in(reg) value,
+            one = in(reg) 1_u64,
+            options(nostack),
+        );
+    }
+}
+
+/// For the lints, which see this crate as a program of the host.
+#[cfg(not(target_arch = "bpf"))]
+fn add_one(value: *mut u64) {
+    // SAFETY: as above.
+    unsafe { *value += 1 };
 }
 
 /// Delivers `record`, with the kernel stack where that is wanted, or counts it as lost.
 #[inline(always)]
-pub fn deliver<T: Copy + 'static>(ctx: &RawTracePointContext, record: T) {
+pub fn deliver<T: Copy + 'static>(ctx: &impl EbpfContext, record: T) {
     if settings::wanted(wanted::STACK) {
         let Some(mut entry) = STALLS.reserve::<Stacked<T>>(0) else {
             return count(counter::LOST);

@@ -10,15 +10,13 @@ use std::{
     io,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+        unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
     },
     path::{Path, PathBuf},
 };
 
 use libc::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC};
 use thiserror::Error;
-
-use crate::stall::Printable;
 
 /// Which hierarchy a cgroup is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +151,9 @@ fn unescape(field: &str) -> String {
 /// the next time.
 #[derive(Debug, Default)]
 pub struct Cgroups {
-    known: HashMap<u64, Option<Box<str>>>,
+    known: HashMap<u64, Option<Box<[u8]>>>,
+    /// Memory that they take, roughly.
+    bytes: usize,
     /// Where to look; the first is the one that ids come from.
     roots: Vec<Root>,
 }
@@ -165,9 +165,11 @@ struct Root {
     directory: OwnedFd,
 }
 
-/// Most paths that are remembered. A host that makes and removes cgroups for hours must not fill
-/// our memory.
-const MAX_KNOWN: usize = 4096;
+/// Most memory for paths that are remembered, some thousands of the usual length. A host that makes
+/// and removes cgroups for hours must not fill our memory.
+const MOST_BYTES: usize = 256 << 10;
+/// What an entry takes beside its path.
+const ENTRY_BYTES: usize = 48;
 
 impl Cgroups {
     /// Looks up the cgroups of the running kernel.
@@ -181,33 +183,36 @@ impl Cgroups {
         let roots = roots.filter_map(|mount| {
             Some(Root { directory: File::open(&mount.point).ok()?.into(), mount })
         });
-        Self { known: HashMap::new(), roots: roots.collect() }
+        Self { roots: roots.collect(), ..Self::default() }
     }
 
     /// A fixed set, for tests and recordings.
     #[must_use]
     pub fn from_paths(paths: impl IntoIterator<Item = (u64, String)>) -> Self {
-        let known = paths.into_iter().map(|(id, path)| (id, Some(path.into_boxed_str())));
-        Self { known: known.collect(), roots: Vec::new() }
+        let known =
+            paths.into_iter().map(|(id, path)| (id, Some(path.into_bytes().into_boxed_slice())));
+        Self { known: known.collect(), ..Self::default() }
     }
 
-    /// The path of cgroup `id` below the root of its hierarchy, such as `/system.slice/a.service`;
-    /// nothing where it is gone or out of sight.
-    pub fn path(&mut self, id: u64) -> Option<&str> {
-        if self.known.len() >= MAX_KNOWN && !self.known.contains_key(&id) && !self.roots.is_empty()
-        {
+    /// The path of cgroup `id` below the root of its hierarchy, such as `/system.slice/a.service`,
+    /// in any bytes; nothing where it is gone or out of sight.
+    pub fn path(&mut self, id: u64) -> Option<&[u8]> {
+        if self.bytes >= MOST_BYTES && !self.known.contains_key(&id) && !self.roots.is_empty() {
             self.known.clear();
+            self.bytes = 0;
         }
-        let roots = &self.roots;
+        let (roots, bytes) = (&self.roots, &mut self.bytes);
         let path = self.known.entry(id).or_insert_with(|| {
-            roots.iter().find_map(|root| root.look_up(id)).map(String::into_boxed_str)
+            let path = roots.iter().find_map(|root| root.look_up(id)).map(Vec::into_boxed_slice);
+            *bytes += ENTRY_BYTES + path.as_ref().map_or(0, |path| path.len());
+            path
         });
         path.as_deref()
     }
 }
 
 impl Root {
-    fn look_up(&self, id: u64) -> Option<String> {
+    fn look_up(&self, id: u64) -> Option<Vec<u8>> {
         let directory = match self.open_by_id(id) {
             Ok(file) => fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?,
             // Without CAP_DAC_READ_SEARCH only a search finds it.
@@ -218,7 +223,8 @@ impl Root {
         };
         let below = directory.strip_prefix(&self.mount.point).ok()?;
         let root = self.mount.root.trim_end_matches('/');
-        Some(format!("{root}/{}", Printable(below.as_os_str().as_bytes())))
+        let path = Path::new("/").join(below);
+        Some([root.as_bytes(), &path.into_os_string().into_vec()].concat())
     }
 
     /// Opens the directory of cgroup `id` by a file handle of kernfs, which is the id itself
@@ -249,16 +255,20 @@ impl Root {
     }
 }
 
-/// Searches the directories below `directory` for the one with the inode number `id`.
+/// Searches `directory` and those below it for the one with the inode number `id`. Anyone may nest
+/// them deep: neither the stack nor the open descriptors grow with it.
 fn search(directory: &Path, id: u64) -> Option<PathBuf> {
-    if fs::metadata(directory).ok()?.ino() == id {
-        return Some(directory.to_owned());
+    let mut unseen = vec![directory.to_owned()];
+    while let Some(directory) = unseen.pop() {
+        if fs::metadata(&directory).is_ok_and(|meta| meta.ino() == id) {
+            return Some(directory);
+        }
+        // One that is gone by now has nothing to search.
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        unseen.extend(below.map(|entry| entry.path()));
     }
-    fs::read_dir(directory)
-        .ok()?
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .find_map(|entry| search(&entry.path(), id))
+    None
 }
 
 #[cfg(test)]
@@ -296,7 +306,7 @@ garbage
         let mut cgroups = Cgroups::live();
         assert_eq!(
             cgroups.path(root.id),
-            Some(format!("{}/", mount.root.trim_end_matches('/')).as_str())
+            Some(format!("{}/", mount.root.trim_end_matches('/')).as_bytes())
         );
         assert_eq!(cgroups.path(u64::MAX), None);
     }
@@ -313,8 +323,8 @@ garbage
     fn a_fixed_set_is_all_there_is() {
         let mut cgroups = Cgroups::from_paths([(7, "/a".to_owned())]);
         assert_eq!(
-            (cgroups.path(7).map(str::to_owned), cgroups.path(8)),
-            (Some("/a".to_owned()), None)
+            (cgroups.path(7).map(<[u8]>::to_vec), cgroups.path(8)),
+            (Some(b"/a".to_vec()), None)
         );
     }
 }

@@ -3,8 +3,8 @@
 //! Memory is bounded by the number of keys and the range of the percentiles; whatever falls outside
 //! of either is counted and can be told apart.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use hdrhistogram::Histogram;
 
@@ -77,7 +77,8 @@ pub enum Key {
 pub struct Histograms {
     by: By,
     max_keys: usize,
-    known: HashMap<Key, Times>,
+    /// Boxed, as half of a table may be empty.
+    known: HashMap<Key, Box<Times>>,
     /// Names of the processes in `known`, each read once.
     processes: HashMap<u32, Comm>,
     other: Times,
@@ -130,7 +131,7 @@ impl Histograms {
         let times = match self.known.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(_) if full => &mut self.other,
-            Entry::Vacant(new) => new.insert(Times::new()),
+            Entry::Vacant(new) => new.insert(Box::new(Times::new())),
         };
         times.record(stall.duration_ns);
     }
@@ -145,7 +146,7 @@ impl Histograms {
     #[must_use]
     pub fn sorted(&self) -> Vec<(Key, &Times)> {
         let other = (self.other.count > 0).then_some((Key::Other, &self.other));
-        let known = self.known.iter().map(|(key, times)| (*key, times));
+        let known = self.known.iter().map(|(key, times)| (*key, &**times));
         let mut all: Vec<_> = known.chain(other).collect();
         all.sort_unstable_by(|(a_key, a), (b_key, b)| {
             b.total_ns.cmp(&a.total_ns).then_with(|| a_key.cmp(b_key))
@@ -172,7 +173,31 @@ pub struct Times {
     clamped: u64,
     /// By the power of two of the whole microseconds.
     slots: [u64; Self::SLOTS],
-    percentiles: Histogram<u64>,
+    /// The percentiles' histogram, without its empty buckets: most threads' stalls are in a few
+    /// dozen of thousands.
+    buckets: BTreeMap<u16, u64>,
+}
+
+/// The times of one key as a histogram with percentiles.
+#[derive(Debug)]
+pub struct Percentiles {
+    histogram: Histogram<u64>,
+    max_ns: u64,
+}
+
+impl Percentiles {
+    /// The time that `quantile` (0 to 1) of all stalls did not exceed, at most 1 % too long.
+    #[must_use]
+    pub fn quantile_ns(&self, quantile: f64) -> u64 {
+        // A bucket reaches beyond the longest time in it.
+        self.histogram.value_at_quantile(quantile).min(self.max_ns)
+    }
+
+    /// The histogram in nanoseconds.
+    #[must_use]
+    pub fn histogram(&self) -> &Histogram<u64> {
+        &self.histogram
+    }
 }
 
 /// One row of a histogram by powers of two.
@@ -187,7 +212,7 @@ pub struct Slot {
 }
 
 impl Times {
-    /// Percentiles reach up to one hour; they grow to 36 KiB for each key at most.
+    /// Percentiles reach up to one hour, in fewer than 4608 buckets of some 20 bytes for each key.
     pub const MAX_NS: u64 = 3_600_000_000_000;
     /// Enough for `u64::MAX` nanoseconds.
     const SLOTS: usize = (u64::MAX / 1000).ilog2() as usize + 1;
@@ -202,7 +227,7 @@ impl Times {
             max_ns: 0,
             clamped: 0,
             slots: [0; Self::SLOTS],
-            percentiles: Histogram::new(Self::DIGITS).expect("up to 5 digits are allowed"),
+            buckets: BTreeMap::new(),
         }
     }
 
@@ -213,7 +238,7 @@ impl Times {
         self.max_ns = self.max_ns.max(ns);
         self.slots[(ns / 1000).checked_ilog2().unwrap_or(0) as usize] += 1;
         self.clamped += u64::from(ns > Self::MAX_NS);
-        self.percentiles.record(ns.min(Self::MAX_NS)).expect("the histogram grows up to any value");
+        *self.buckets.entry(bucket(ns.min(Self::MAX_NS))).or_default() += 1;
     }
 
     /// Number of stalls.
@@ -247,13 +272,6 @@ impl Times {
         self.max_ns
     }
 
-    /// The time that `quantile` (0 to 1) of all stalls did not exceed, at most 1 % too long.
-    #[must_use]
-    pub fn quantile_ns(&self, quantile: f64) -> u64 {
-        // A bucket of percentiles reaches beyond the longest time in it.
-        self.percentiles.value_at_quantile(quantile).min(self.max_ns)
-    }
-
     /// How many stalls were longer than [`MAX_NS`](Self::MAX_NS). They count as that long in the
     /// percentiles, and only there.
     #[must_use]
@@ -261,10 +279,14 @@ impl Times {
         self.clamped
     }
 
-    /// The percentiles' histogram in nanoseconds.
+    /// The percentiles.
     #[must_use]
-    pub fn percentiles(&self) -> &Histogram<u64> {
-        &self.percentiles
+    pub fn percentiles(&self) -> Percentiles {
+        let mut histogram = Histogram::new(Self::DIGITS).expect("up to 5 digits are allowed");
+        for (&bucket, &count) in &self.buckets {
+            histogram.record_n(shortest(bucket), count).expect("it grows up to any value");
+        }
+        Percentiles { histogram, max_ns: self.max_ns }
     }
 
     /// The rows by powers of two, from the first to the last with a stall in it.
@@ -275,6 +297,26 @@ impl Times {
             high_us: (2 << power) - 1,
             count,
         })
+    }
+}
+
+/// Buckets of a histogram of two digits for each power of two: half of those that tell apart twice
+/// its 100 values.
+const BUCKETS: u64 = 128;
+
+/// The bucket that the histogram counts `ns` in: the values up to 255 have one each, and of all
+/// others the first 8 bits count.
+fn bucket(ns: u64) -> u16 {
+    let shift = ns.max(BUCKETS).ilog2() - BUCKETS.ilog2();
+    u16::try_from(u64::from(shift) * BUCKETS + (ns >> shift)).expect("64 times 256 fits")
+}
+
+/// The shortest time of a bucket in nanoseconds.
+fn shortest(bucket: u16) -> u64 {
+    let (power, rest) = (u64::from(bucket) / BUCKETS, u64::from(bucket) % BUCKETS);
+    match power {
+        0 => rest,
+        _ => (BUCKETS + rest) << (power - 1),
     }
 }
 
@@ -339,13 +381,13 @@ mod tests {
     fn percentiles_are_exact_to_one_percent() {
         for count in [1, 2, 3, 10, 99, 1000, 100_003] {
             let mut values = spread(count);
-            let times = times(&values);
+            let percentiles = times(&values).percentiles();
             values.sort_unstable();
             for (numerator, denominator, quantile) in
                 [(1, 2, 0.5), (9, 10, 0.9), (99, 100, 0.99), (999, 1000, 0.999), (1, 1, 1.0)]
             {
                 let exact = values[(count * numerator).div_ceil(denominator) - 1];
-                let found = times.quantile_ns(quantile);
+                let found = percentiles.quantile_ns(quantile);
                 assert!(
                     found >= exact && (found - exact) * 100 <= exact,
                     "{quantile} of {count}: {found}, exact {exact}"
@@ -361,13 +403,13 @@ mod tests {
         assert_eq!(times.total_ns(), 2 * u128::from(u64::MAX) + 7);
         assert_eq!(times.mean_ns(), 12_297_829_382_473_034_412);
         assert_eq!((times.min_ns(), times.max_ns()), (7, u64::MAX));
-        assert_eq!(times.quantile_ns(0.1), 7);
+        assert_eq!(times.percentiles().quantile_ns(0.1), 7);
     }
 
     #[test]
     fn no_percentile_exceeds_the_longest() {
         let times = times(&[1_000_003]);
-        assert_eq!(times.quantile_ns(0.999), 1_000_003);
+        assert_eq!(times.percentiles().quantile_ns(0.999), 1_000_003);
     }
 
     #[test]
@@ -375,8 +417,21 @@ mod tests {
         let times = times(&[Times::MAX_NS, Times::MAX_NS + 1, u64::MAX]);
         assert_eq!(times.clamped(), 2);
         assert_eq!(times.max_ns(), u64::MAX);
-        assert!(times.percentiles().max() < Times::MAX_NS / 100 * 101);
-        assert!(times.percentiles().distinct_values() * 8 <= 36 * 1024, "the documented size");
+        assert!(times.percentiles().histogram().max() < Times::MAX_NS / 100 * 101);
+        assert!(bucket(Times::MAX_NS) < 4608, "the documented size");
+    }
+
+    #[test]
+    fn percentiles_are_those_of_a_histogram_with_every_bucket() {
+        let values = spread(100_003);
+        let mut whole = Histogram::<u64>::new(Times::DIGITS).expect("two digits");
+        for &ns in &values {
+            whole.record(ns).expect("it grows");
+            let shortest = shortest(bucket(ns));
+            assert!(shortest <= ns && whole.equivalent(shortest, ns), "{ns} and {shortest}");
+        }
+        assert_eq!(*times(&values).percentiles().histogram(), whole);
+        assert_eq!(shortest(bucket(u64::MAX)), 255 << 56);
     }
 
     #[test]

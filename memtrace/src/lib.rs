@@ -14,4 +14,5 @@ pub mod live;
 pub mod names;
 pub mod stall;
 pub mod symbols;
+pub mod text;
 pub mod view;

@@ -3,7 +3,9 @@
 //! Sources make stalls, views show them, and neither knows of the other. Ids stay numbers here;
 //! [`crate::names::Names`] puts them into words.
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::{self, Display};
+
+use crate::text::Printable;
 
 /// One finished stall.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,36 +221,5 @@ impl Comm {
 impl Display for Comm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Printable(self.as_bytes()).fmt(f)
-    }
-}
-
-/// Shows bytes that anyone may have chosen (names of threads and cgroups): control characters and
-/// what is not UTF-8 as `\xNN`, the rest as it is. Honours the formatter's width.
-#[derive(Clone, Copy, Debug)]
-pub struct Printable<'a>(pub &'a [u8]);
-
-impl Display for Printable<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Ok(text) = std::str::from_utf8(self.0)
-            && !text.chars().any(char::is_control)
-        {
-            return f.pad(text);
-        }
-        let mut shown = String::new();
-        for chunk in self.0.utf8_chunks() {
-            for c in chunk.valid().chars() {
-                if c.is_control() {
-                    for byte in c.encode_utf8(&mut [0; 4]).bytes() {
-                        write!(shown, "\\x{byte:02x}")?;
-                    }
-                } else {
-                    shown.push(c);
-                }
-            }
-            for byte in chunk.invalid() {
-                write!(shown, "\\x{byte:02x}")?;
-            }
-        }
-        f.pad(&shown)
     }
 }

@@ -23,7 +23,7 @@ const TRACER: [&str; 6] = [
 const TRACER_DEPTH: usize = 8;
 
 /// Most symbols that are remembered; a kernel has far fewer places that lead to a stall.
-const MAX_KNOWN: usize = 16384;
+const MAX_KNOWN: usize = 4096;
 
 /// Symbols of kernel addresses, looked up when first asked for and remembered.
 #[derive(Debug, Default)]
@@ -42,10 +42,19 @@ impl fmt::Debug for Kallsyms {
 }
 
 impl Symbols {
-    /// Looks up the symbols of the running kernel; its table is read at the first look-up.
+    /// Looks up the symbols of the running kernel; its table is read at the first look-up, and only
+    /// then.
     #[must_use]
     pub fn live() -> Self {
-        Self { known: BTreeMap::new(), symbolizer: Some(Kallsyms(Symbolizer::new())) }
+        let symbolizer = Symbolizer::builder().enable_auto_reload(false).build();
+        Self { known: BTreeMap::new(), symbolizer: Some(Kallsyms(symbolizer)) }
+    }
+
+    /// Reads the kernel's table now.
+    pub fn read(&self) {
+        if let Some(Kallsyms(symbolizer)) = &self.symbolizer {
+            let _any: Option<String> = look_up(symbolizer, u64::MAX);
+        }
     }
 
     /// A fixed set, for tests and recordings.

@@ -115,8 +115,11 @@ impl Cgroup {
         Self::create(hierarchy.mount.clone(), TEST, hierarchy.clone())
     }
 
-    /// Makes a cgroup below this one.
+    /// Makes a cgroup below this one, which may have no processes of its own then.
     pub fn child(&self) -> Result<Self> {
+        if self.hierarchy.version == Version::V2 && self.hierarchy.memory {
+            delegate(&self.path)?;
+        }
         Self::create(self.path.clone(), TEST, self.hierarchy.clone())
     }
 
@@ -155,12 +158,12 @@ impl Cgroup {
         self.write("cgroup.procs", &pid.to_string())
     }
 
-    /// How often its limit was hit so far, by cgroup v1's count: about eight times for each time that
+    /// How often its limit was hit so far, by cgroup v1's count: some ten times for each time that
     /// the kernel reclaimed. Cgroup v2 counts those once.
     pub fn limit_hits(&self) -> Result<u64> {
         let (file, key, factor) = match self.hierarchy.version {
             Version::V1 => ("memory.failcnt", "", 1),
-            Version::V2 => ("memory.events", "max ", 8),
+            Version::V2 => ("memory.events", "max ", 12),
         };
         let text = fs::read_to_string(self.path.join(file))
             .with_context(|| format!("cannot read `{file}`"))?;
@@ -255,9 +258,9 @@ impl Drop for Cgroup {
     }
 }
 
-/// Lets the cgroups below the root of cgroup v2 have a memory controller.
-fn delegate(root: &Path) -> Result<()> {
-    let path = root.join("cgroup.subtree_control");
+/// Lets the cgroups below one of cgroup v2 have a memory controller.
+fn delegate(above: &Path) -> Result<()> {
+    let path = above.join("cgroup.subtree_control");
     let given =
         fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
     if given.split_whitespace().any(|name| name == "memory") {

@@ -34,6 +34,10 @@ pub const BOUNDS: Bounds =
 pub const GUEST_BOUNDS: Bounds =
     Bounds { usual: Duration::from_millis(2), share: 0.95, limit: Duration::from_millis(500) };
 
+/// Since 7.0 a thread can be preempted between the two measurements, and moved to another CPU. Two
+/// switches of threads and what the other thread does take longer than this.
+const SWITCH: Duration = Duration::from_micros(100);
+
 /// The oracle's times are rounded to microseconds.
 const ROUNDING_NS: u64 = 1000;
 
@@ -166,8 +170,9 @@ impl<'a> Matched<'a> {
                 "memtrace's row {} is not the oracle's {stall:#?}",
                 row.value
             );
-            assert_eq!(
-                row.cpu, stall.cpu,
+            let apart = row.end_ns().abs_diff(stall.end_ns);
+            assert!(
+                row.cpu == stall.cpu || u128::from(apart) > SWITCH.as_nanos(),
                 "another CPU in memtrace's row {} than in the oracle's {stall:#?}",
                 row.value
             );

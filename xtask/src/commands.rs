@@ -3,16 +3,14 @@
 use std::env;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
 use crate::ebpf::{self, Tools};
-use crate::guest::{self, Guest};
+use crate::guest::{self, Guest, Work};
 use crate::process::{self, cargo};
-
-/// Tells the integration tests which memtrace to test.
-const MEMTRACE_BIN: &str = "MEMTRACE_BIN";
+use crate::programs;
 
 /// How memtrace is built.
 #[derive(Clone, Copy)]
@@ -47,44 +45,6 @@ pub fn run(args: &[String]) -> Result<()> {
     Err(err).with_context(|| format!("cannot run `{}`", process::shown(&command)))
 }
 
-/// Runs the plain tests, then the integration tests as root on the binary that is shipped.
-pub fn test(filters: &[String]) -> Result<()> {
-    build(Profile::Release)?;
-
-    let mut unit = cargo_test()?;
-    unit.args(["--lib", "--bins", "--"]).args(filters);
-    let mut doc = cargo_test()?;
-    doc.args(["--doc", "--"]).args(filters);
-    let mut integration = cargo_test()?;
-    if !process::is_root()? {
-        // Cargo builds the tests as this user and has sudo run them.
-        integration.args(["--config", "target.'cfg(all())'.runner = ['sudo', '--preserve-env']"]);
-    }
-    // They share one kernel, and each would see the stalls of another.
-    integration
-        .args(["--test", "*", "--", "--test-threads=1"])
-        .args(filters)
-        .env(MEMTRACE_BIN, release_binary()?);
-
-    let failures: Vec<_> = [unit, doc, integration]
-        .iter_mut()
-        .filter_map(|tests| process::run(tests).err())
-        .map(|err| format!("{err:#}"))
-        .collect();
-    if !failures.is_empty() {
-        bail!("{}", failures.join("\nerror: "));
-    }
-    Ok(())
-}
-
-/// In the dev profile, which checks for overflows. Always of the same packages, so that cargo builds their
-/// dependencies once: another choice has other features.
-fn cargo_test() -> Result<Command> {
-    let mut cargo = cargo();
-    cargo.current_dir(workspace()?).args(["test", "--no-fail-fast"]);
-    Ok(cargo)
-}
-
 /// Formats all sources, or only checks them.
 pub fn fmt(check: bool) -> Result<()> {
     let mut cargo = cargo();
@@ -99,7 +59,8 @@ pub fn fmt(check: bool) -> Result<()> {
 pub fn lint(tools: &Tools<'_>) -> Result<()> {
     fmt(true)?;
     let mut clippy = cargo();
-    clippy.current_dir(workspace()?).args(["clippy", "--all-targets", "--", "-Dwarnings"]);
+    clippy.current_dir(workspace()?);
+    clippy.args(["clippy", "--all-targets", "--features=tests/guest", "--", "-Dwarnings"]);
     process::run(&mut clippy)?;
 
     let target_dir = target_dir()?;
@@ -112,9 +73,17 @@ pub fn lint(tools: &Tools<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Runs the tests, or a command, on other kernels.
+/// Runs the tests, or a command, on other kernels. Gives the status of the first that failed.
 pub fn guest(guest: &Guest) -> Result<ExitCode> {
-    guest::run(guest, workspace()?, &target_dir()?)
+    let work =
+        if guest.command.is_empty() { Work::Tests(&[]) } else { Work::Command(&guest.command) };
+    let programs = programs::build(workspace()?)?;
+    let outcomes = guest::run(&guest.kernels, &guest.options, &programs, &work)?;
+    for outcome in &outcomes {
+        eprintln!("{}", outcome.line(matches!(work, Work::Tests(_))));
+    }
+    let failed = outcomes.into_iter().map(|outcome| outcome.status.unwrap_or(1));
+    Ok(failed.into_iter().find(|&status| status != 0).unwrap_or(0).into())
 }
 
 fn target_dir() -> Result<PathBuf> {
@@ -123,12 +92,13 @@ fn target_dir() -> Result<PathBuf> {
     Ok(dir.to_owned())
 }
 
-fn workspace() -> Result<&'static Path> {
+/// The workspace that this is built from.
+pub fn workspace() -> Result<&'static Path> {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies outside its workspace")
 }
 
-/// Next to this program's own folder, wherever the user's settings have cargo put its output.
-fn release_binary() -> Result<PathBuf> {
+/// memtrace as it is shipped, next to this program's own folder, wherever the user's settings have cargo put its output.
+pub fn release_binary() -> Result<PathBuf> {
     let xtask = env::current_exe().context("cannot tell where xtask lies")?;
     let output = xtask
         .parent()

@@ -12,12 +12,17 @@ mod commands;
 #[expect(dead_code, reason = "memtrace's build script uses what is not used here")]
 mod ebpf;
 mod guest;
+mod output;
 mod process;
+mod programs;
 mod setup;
+mod tally;
+mod test;
 
 use commands::Profile;
 use guest::Guest;
 use setup::Setup;
+use test::Test;
 
 /// Builds, runs, tests and lints memtrace.
 #[derive(Parser)]
@@ -44,11 +49,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Run the unit tests, then the integration tests as root on the running kernel
-    Test {
-        /// Run only the tests whose name contains one of these
-        filters: Vec<String>,
-    },
+    /// Run the unit tests, the integration tests as root on the running kernel, and those on other kernels in guests
+    Test(Test),
     /// Run memtrace's tests, or a command, on other kernels, each in an emulated machine of its own
     Guest(Guest),
     /// Format the sources
@@ -83,10 +85,13 @@ fn run(args: Args) -> Result<ExitCode> {
             setup.tools()?;
             commands::run(&args)?;
         }
-        Command::Test { filters } => {
+        Command::Test(test) => {
             process::need_root("the integration tests")?;
             setup.tools()?;
-            commands::test(&filters)?;
+            if !test.no_guests {
+                setup.guest()?;
+            }
+            test::run(&test)?;
         }
         Command::Guest(guest) => {
             setup.tools()?;

@@ -20,8 +20,10 @@ use crate::process;
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
 /// What guests are made with.
-const GUEST: [&str; 6] = [
+const GUEST: [&str; 8] = [
     "qemu-system-x86",
+    "util-linux",
+    "dpkg",
     "busybox-static",
     "cpio",
     "xz-utils",
@@ -269,6 +271,8 @@ fn missing_for_guests() -> Vec<String> {
         |program: &[u8]| !program.windows(9).take(4096).any(|part| part == b"ld-linux-");
     let are_there = [
         process::on_path(guest::machine::QEMU),
+        process::on_path("setpriv"),
+        process::on_path("dpkg-deb"),
         fs::read(guest::image::BUSYBOX).is_ok_and(|program| is_static(&program)),
         process::on_path("cpio"),
         process::on_path("xz"),

@@ -2,10 +2,11 @@
 //! worth, which types a tracepoint's arguments have.
 //!
 //! Reads the format in place: libraries that build all 100,000 types of a kernel take 60 MiB and
-//! 0.2 s for it, and hosts that need memtrace are short of both.
+//! 0.2 s for it, and hosts that need memtrace are short of both. The names, two fifths of it, are left
+//! where they are, and only looked at.
 //! Format: Documentation/bpf/btf.rst in the kernel.
 
-use std::fmt;
+use std::{fmt, fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 const MAGIC: u16 = 0xeb9f;
 /// Longest chain of typedefs and qualifiers, or depth of anonymous nesting, that is followed.
@@ -20,6 +21,8 @@ pub enum BtfError {
     Truncated,
     /// A type of a kind that this reader does not know, so that what follows cannot be found.
     UnknownKind(u32),
+    /// It could not be read.
+    Unreadable(io::ErrorKind),
 }
 
 impl fmt::Display for BtfError {
@@ -28,6 +31,7 @@ impl fmt::Display for BtfError {
             Self::Header => f.write_str("no BTF header"),
             Self::Truncated => f.write_str("truncated"),
             Self::UnknownKind(kind) => write!(f, "unknown type kind {kind}"),
+            Self::Unreadable(kind) => write!(f, "{kind}"),
         }
     }
 }
@@ -86,11 +90,43 @@ pub enum ArgType {
     Other,
 }
 
-/// A parsed BTF blob.
+/// Where BTF is read from, piece by piece.
+pub trait Source: fmt::Debug {
+    /// Reads into `buffer` what is at `offset`; how much, which is less at the end only.
+    fn read_at(&self, buffer: &mut [u8], offset: usize) -> io::Result<usize>;
+}
+
+impl Source for Vec<u8> {
+    fn read_at(&self, buffer: &mut [u8], offset: usize) -> io::Result<usize> {
+        let rest = self.get(offset..).unwrap_or_default();
+        let len = rest.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+}
+
+impl Source for File {
+    fn read_at(&self, buffer: &mut [u8], offset: usize) -> io::Result<usize> {
+        let mut len = 0;
+        while len < buffer.len() {
+            match FileExt::read_at(self, &mut buffer[len..], (offset + len) as u64) {
+                Ok(0) => break,
+                Ok(more) => len += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(len)
+    }
+}
+
+/// Parsed BTF.
 #[derive(Debug)]
 pub struct Btf<'a> {
-    types: &'a [u8],
-    strings: &'a [u8],
+    source: &'a dyn Source,
+    /// Where the names are in the source, each with a zero behind it.
+    strings: Range<usize>,
+    types: Vec<u8>,
     /// Where each type starts in `types`; ids count from 1.
     starts: Vec<u32>,
 }
@@ -125,31 +161,52 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
+/// Names are searched for in pieces of this size, of which the longest of them is a small part.
+const PIECE: usize = 16 << 10;
+/// Longest name that is read, `KSYM_NAME_LEN` in the kernel.
+const MAX_NAME: usize = 512;
+
 impl<'a> Btf<'a> {
-    /// Finds the types in `blob`, the content of `/sys/kernel/btf/vmlinux`.
-    pub fn parse(blob: &'a [u8]) -> Result<Self, BtfError> {
-        let magic = blob.get(..2).ok_or(BtfError::Header)?;
-        if magic != MAGIC.to_ne_bytes() {
+    /// Finds the types in `source`, the content of `/sys/kernel/btf/vmlinux`.
+    pub fn parse(source: &'a dyn Source) -> Result<Self, BtfError> {
+        let read = |buffer: &mut [u8], offset| {
+            let read = source.read_at(buffer, offset);
+            read.map_err(|error| BtfError::Unreadable(error.kind()))
+        };
+        let mut header = [0; 24];
+        let header_len = read(&mut header, 0)?;
+        let header = &header[..header_len];
+        if header.get(..2) != Some(&MAGIC.to_ne_bytes()) {
             return Err(BtfError::Header);
         }
-        let field = |at| word(blob, at).map(|word| word as usize).ok_or(BtfError::Header);
+        let field = |at| word(header, at).map(|word| word as usize).ok_or(BtfError::Header);
         let header_len = field(4)?;
         let section = |offset: usize, len: usize| {
             let start = header_len.checked_add(offset)?;
-            blob.get(start..start.checked_add(len)?)
+            Some(start..start.checked_add(len)?)
         };
-        let types = section(field(8)?, field(12)?).ok_or(BtfError::Truncated)?;
+        let types_at = section(field(8)?, field(12)?).ok_or(BtfError::Truncated)?;
         let strings = section(field(16)?, field(20)?).ok_or(BtfError::Truncated)?;
+        if strings.is_empty() || read(&mut [0], strings.end - 1)? == 0 {
+            return Err(BtfError::Truncated);
+        }
+        // What is there is looked for before memory is taken for it.
+        if !types_at.is_empty() && read(&mut [0], types_at.end - 1)? == 0 {
+            return Err(BtfError::Truncated);
+        }
+        let mut types = vec![0; types_at.len()];
+        read(&mut types, types_at.start)?;
 
-        let mut btf = Self { types, strings, starts: Vec::with_capacity(types.len() / 32) };
+        let starts = Vec::with_capacity(types.len() / 32);
+        let mut btf = Self { source, strings, types, starts };
         let mut at = 0;
-        while at < types.len() {
+        while at < btf.types.len() {
             let start = u32::try_from(at).map_err(|_| BtfError::Truncated)?;
             let header = btf.header_at(at).ok_or(BtfError::Truncated)?;
             btf.starts.push(start);
             at = header.tail + tail_len(header)?;
         }
-        if at > types.len() {
+        if at > btf.types.len() {
             return Err(BtfError::Truncated);
         }
         Ok(btf)
@@ -183,29 +240,36 @@ impl<'a> Btf<'a> {
     #[must_use]
     pub fn array_len(&self, member: Member) -> Option<u32> {
         let header = self.stripped(member.type_id)?;
-        (header.kind() == kind::ARRAY).then(|| word(self.types, header.tail + 8))?
+        (header.kind() == kind::ARRAY).then(|| word(&self.types, header.tail + 8))?
     }
 
     /// The value of `enumerator` in the enumeration `name`.
     #[must_use]
     pub fn enumerator(&self, name: &str, enumerator: &str) -> Option<u32> {
         self.enumerators(name)
-            .find(|(candidate, _)| *candidate == enumerator)
+            .find(|(candidate, _)| candidate == enumerator)
             .map(|(_, value)| value)
     }
 
     /// All names and values of the enumeration `name`.
-    pub fn enumerators(&self, name: &str) -> impl Iterator<Item = (&'a str, u32)> {
+    pub fn enumerators(&self, name: &str) -> impl Iterator<Item = (String, u32)> {
         self.find(name, kind::ENUM).into_iter().flat_map(|header| self.enumerators_of(header))
     }
 
     /// All names and values of the anonymous enumeration that has an enumerator called `member`.
-    pub fn enumerators_beside(&self, member: &str) -> impl Iterator<Item = (&'a str, u32)> {
+    pub fn enumerators_beside(&self, member: &str) -> impl Iterator<Item = (String, u32)> {
         self.headers()
             .filter(|header| header.kind() == kind::ENUM && header.name == 0)
             .find(|header| self.enumerators_of(*header).any(|(name, _)| name == member))
             .into_iter()
             .flat_map(|header| self.enumerators_of(header))
+    }
+
+    /// Whether the kernel has the variable `name`; only those of which every CPU has its own are told
+    /// of by all kernels.
+    #[must_use]
+    pub fn has_variable(&self, name: &str) -> bool {
+        self.find(name, kind::VAR).is_some()
     }
 
     /// Types of the arguments of the raw tracepoint `event`, or nothing where the kernel does not
@@ -220,13 +284,15 @@ impl<'a> Btf<'a> {
             return None;
         }
         (1..proto.len())
-            .map(|n| word(self.types, proto.tail + n * 8 + 4).map(|type_id| self.arg_type(type_id)))
+            .map(|n| {
+                word(&self.types, proto.tail + n * 8 + 4).map(|type_id| self.arg_type(type_id))
+            })
             .collect()
     }
 
     fn arg_type(&self, type_id: u32) -> ArgType {
         let Some(header) = self.header(type_id) else { return ArgType::Other };
-        let named = |header: Header| self.name(header.name).map(str::to_owned);
+        let named = |header: Header| self.name(header.name);
         match header.kind() {
             kind::PTR => self
                 .stripped(header.size_or_type)
@@ -244,7 +310,7 @@ impl<'a> Btf<'a> {
         (0..parent.len()).find_map(|n| {
             let at = parent.tail + n * 12;
             let (name_offset, type_id, place) =
-                (word(self.types, at)?, word(self.types, at + 4)?, word(self.types, at + 8)?);
+                (word(&self.types, at)?, word(&self.types, at + 4)?, word(&self.types, at + 8)?);
             let (bit_offset, bits) = if parent.has_bit_fields() {
                 (place & 0x00ff_ffff, place >> 24)
             } else {
@@ -258,12 +324,10 @@ impl<'a> Btf<'a> {
         })
     }
 
-    fn enumerators_of(&self, header: Header) -> impl Iterator<Item = (&'a str, u32)> {
-        let types = self.types;
-        let strings = self.strings;
+    fn enumerators_of(&self, header: Header) -> impl Iterator<Item = (String, u32)> {
         (0..header.len()).filter_map(move |n| {
             let at = header.tail + n * 8;
-            Some((string(strings, word(types, at)?)?, word(types, at + 4)?))
+            Some((self.name(word(&self.types, at)?)?, word(&self.types, at + 4)?))
         })
     }
 
@@ -284,9 +348,26 @@ impl<'a> Btf<'a> {
     fn find(&self, name: &str, kind: u32) -> Option<Header> {
         // The kernel's table of strings has each string once, so that types can be compared by
         // the place of their name.
-        let needle = [b"\0", name.as_bytes(), b"\0"].concat();
-        let place = u32::try_from(memchr::memmem::find(self.strings, &needle)? + 1).ok()?;
+        let place = self.place_of(name)?;
         self.headers().find(|header| header.name == place && header.kind() == kind)
+    }
+
+    /// Where in the table of strings `name` is.
+    fn place_of(&self, name: &str) -> Option<u32> {
+        let needle = [b"\0", name.as_bytes(), b"\0"].concat();
+        let mut piece = vec![0; PIECE.max(2 * needle.len())];
+        let mut at = 0;
+        while at < self.strings.len() {
+            let len = piece.len().min(self.strings.len() - at);
+            let piece = &mut piece[..len];
+            self.source.read_at(piece, self.strings.start + at).ok().filter(|&read| read == len)?;
+            if let Some(found) = memchr::memmem::find(piece, &needle) {
+                return u32::try_from(at + found + 1).ok();
+            }
+            // It may begin in this piece and end in the next one.
+            at += if len < needle.len() { len } else { len - needle.len() + 1 };
+        }
+        None
     }
 
     fn headers(&self) -> impl Iterator<Item = Header> {
@@ -300,22 +381,21 @@ impl<'a> Btf<'a> {
 
     fn header_at(&self, at: usize) -> Option<Header> {
         Some(Header {
-            name: word(self.types, at)?,
-            info: word(self.types, at + 4)?,
-            size_or_type: word(self.types, at + 8)?,
+            name: word(&self.types, at)?,
+            info: word(&self.types, at + 4)?,
+            size_or_type: word(&self.types, at + 8)?,
             tail: at + 12,
         })
     }
 
-    fn name(&self, offset: u32) -> Option<&'a str> {
-        string(self.strings, offset)
+    fn name(&self, place: u32) -> Option<String> {
+        let mut name = [0; MAX_NAME];
+        let at = self.strings.start.checked_add(place as usize)?;
+        let len = MAX_NAME.min(self.strings.end.checked_sub(at)?);
+        let read = self.source.read_at(&mut name[..len], at).ok()?;
+        let end = memchr::memchr(0, &name[..read])?;
+        std::str::from_utf8(&name[..end]).ok().map(str::to_owned)
     }
-}
-
-fn string(strings: &[u8], offset: u32) -> Option<&str> {
-    let rest = strings.get(offset as usize..)?;
-    let end = memchr::memchr(0, rest)?;
-    std::str::from_utf8(&rest[..end]).ok()
 }
 
 /// Length of what follows a type's first three words.
@@ -386,7 +466,7 @@ mod tests {
         assert_eq!(btf.array_len(bit), None);
         assert_eq!(btf.enumerator("mode", "SYNC"), Some(2));
         assert_eq!(btf.enumerator("mode", "OTHER"), None);
-        assert_eq!(btf.enumerators_beside("OTHER").collect::<Vec<_>>(), [("OTHER", 7)]);
+        assert_eq!(btf.enumerators_beside("OTHER").collect::<Vec<_>>(), [("OTHER".to_owned(), 7)]);
     }
 
     #[test]
@@ -399,7 +479,7 @@ mod tests {
         let blob = builder.blob();
         assert!(Btf::parse(&blob).is_ok());
         for len in 0..blob.len() {
-            assert!(Btf::parse(&blob[..len]).is_err(), "cut at {len}");
+            assert!(Btf::parse(&blob[..len].to_vec()).is_err(), "cut at {len}");
         }
     }
 
@@ -418,10 +498,26 @@ mod tests {
     }
 
     #[test]
+    fn finds_names_wherever_pieces_part() {
+        let names: Vec<_> = (0..2000).map(|number| format!("{number:0>21}")).collect();
+        let mut builder = Builder::default();
+        for name in &names {
+            builder.structure(name, 1, &[]);
+        }
+        let blob = builder.blob();
+        let btf = Btf::parse(&blob).expect("well-formed");
+        assert!(btf.strings.len() > 2 * PIECE);
+        for name in &names {
+            assert_eq!(btf.size_of(name), Some(1), "{name}");
+        }
+        assert_eq!(btf.size_of(&"1".repeat(MAX_NAME)), None);
+    }
+
+    #[test]
     fn refuses_what_it_does_not_know() {
-        assert_eq!(Btf::parse(b"").err(), Some(BtfError::Header));
+        assert_eq!(Btf::parse(&Vec::new()).err(), Some(BtfError::Header));
         assert_eq!(
-            Btf::parse(b"not BTF at all, but long enough for a header").err(),
+            Btf::parse(&b"not BTF at all, but long enough for a header".to_vec()).err(),
             Some(BtfError::Header)
         );
         let mut builder = Builder::default();

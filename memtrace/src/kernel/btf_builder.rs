@@ -57,6 +57,11 @@ impl Builder {
         self.add(name, 8, 0, of, &[])
     }
 
+    /// A variable that is static to its file.
+    pub fn variable(&mut self, name: &str, of: u32) {
+        self.add(name, 14, 0, of, &[0]);
+    }
+
     /// A raw tracepoint with arguments of these types, after the private one that all have.
     pub fn tracepoint(&mut self, event: &str, args: &[u32]) {
         let private = self.pointer(0);

@@ -1,7 +1,7 @@
 //! Finds in a kernel's BTF what the probes need to know: offsets of members and positions of
 //! arguments, by name and type and never by the kernel's version.
 
-use memtrace_common::layout::{ABSENT, CompactionArgs, KernelLayout, ReclaimArgs};
+use memtrace_common::layout::{ABSENT, CompactionArgs, IsolateFields, KernelLayout, ReclaimFields};
 
 use super::btf::{ArgType, Btf};
 
@@ -30,9 +30,16 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
 
     KernelLayout {
         reclaim_args: RECLAIM_BEGIN.map(|event| reclaim_args(btf, event)),
+        reclaim_records: RECLAIM_BEGIN.map(|event| reclaim_record(btf, event)),
         compaction_args: compaction_args(btf),
-        isolate_scanned_arg: position(&isolate, &UNSIGNED_LONG, 1),
-        isolate_lru_arg: last_position(&isolate, "int"),
+        isolate_args: IsolateFields {
+            scanned: position(&isolate, &UNSIGNED_LONG, 1),
+            lru: last_position(&isolate, "int"),
+        },
+        isolate_record: IsolateFields {
+            scanned: offset("trace_event_raw_mm_vmscan_lru_isolate", "nr_scanned"),
+            lru: offset("trace_event_raw_mm_vmscan_lru_isolate", "lru"),
+        },
 
         task_reclaim_state: offset("task_struct", "reclaim_state"),
         task_cgroups: offset("task_struct", "cgroups"),
@@ -136,7 +143,7 @@ fn pointer_position(args: &[ArgType], name: &str) -> u32 {
 
 /// Node reclaim has two `int`s, `nid` and `order`, the others have one. A tracepoint of any other
 /// shape, as before 5.5, is left alone.
-fn reclaim_args(btf: &Btf<'_>, begin: &str) -> ReclaimArgs {
+fn reclaim_args(btf: &Btf<'_>, begin: &str) -> ReclaimFields {
     let args = btf.tracepoint_args(begin).unwrap_or_default();
     let end = begin.strip_suffix("begin").map(|event| format!("{event}end"));
     let end = end.and_then(|end| btf.tracepoint_args(&end)).unwrap_or_default();
@@ -146,12 +153,31 @@ fn reclaim_args(btf: &Btf<'_>, begin: &str) -> ReclaimArgs {
         [node, order] if begin == RECLAIM_BEGIN[3] => (node, order),
         _ => (ABSENT, ABSENT),
     };
-    ReclaimArgs {
+    ReclaimFields {
         order,
         gfp: position(&args, &["gfp_t"], 0),
         node,
-        memcg: pointer_position(&args, "mem_cgroup"),
+        target: pointer_position(&args, "mem_cgroup"),
         end_reclaimed: position(&end, &UNSIGNED_LONG, 0),
+    }
+}
+
+/// An event's record is a structure of its own name, or of that of the class of events it is of.
+fn reclaim_record(btf: &Btf<'_>, begin: &str) -> ReclaimFields {
+    let record = |event: &str, class| {
+        let own = format!("trace_event_raw_{event}");
+        if btf.size_of(&own).is_some() { own } else { format!("trace_event_raw_{class}") }
+    };
+    let end = begin.replace("_begin", "_end");
+    let end_record = record(&end, "mm_vmscan_direct_reclaim_end_template");
+    let begin_record = record(begin, "mm_vmscan_direct_reclaim_begin_template");
+    let offset = |name: &str, field| btf.member(name, field).map_or(ABSENT, |field| field.offset());
+    ReclaimFields {
+        order: offset(&begin_record, "order"),
+        gfp: offset(&begin_record, "gfp_flags"),
+        node: offset(&begin_record, "nid"),
+        target: offset(&begin_record, "memcg_id"),
+        end_reclaimed: offset(&end_record, "nr_reclaimed"),
     }
 }
 
@@ -170,8 +196,8 @@ fn compaction_args(btf: &Btf<'_>) -> CompactionArgs {
 mod tests {
     use super::{super::btf_builder::Builder, *};
 
-    fn args(order: u32, gfp: u32, node: u32, memcg: u32) -> ReclaimArgs {
-        ReclaimArgs { order, gfp, node, memcg, end_reclaimed: ABSENT }
+    fn args(order: u32, gfp: u32, node: u32, target: u32) -> ReclaimFields {
+        ReclaimFields { order, gfp, node, target, end_reclaimed: ABSENT }
     }
 
     #[test]
@@ -218,9 +244,32 @@ mod tests {
             builder.tracepoint("mm_vmscan_direct_reclaim_end", &[long]);
             let blob = builder.blob();
             let layout = find(&Btf::parse(&blob).expect("well-formed"), &[0]);
-            assert_eq!((layout.isolate_scanned_arg, layout.isolate_lru_arg), (3, 6), "{name}");
+            assert_eq!((layout.isolate_args.scanned, layout.isolate_args.lru), (3, 6), "{name}");
             assert_eq!(layout.reclaim_args[0].end_reclaimed, 0, "{name}");
         }
+    }
+
+    #[test]
+    fn finds_records_of_an_event_or_of_its_class() {
+        let mut builder = Builder::default();
+        let int = builder.int("int", 4);
+        let long = builder.int("long unsigned int", 8);
+        // As in 7.1.
+        let begin = [("gfp_flags", long, 64), ("memcg_id", long, 128), ("order", int, 192)];
+        builder.structure("trace_event_raw_mm_vmscan_direct_reclaim_begin_template", 32, &begin);
+        let end = [("nr_reclaimed", long, 64), ("memcg_id", long, 128)];
+        builder.structure("trace_event_raw_mm_vmscan_direct_reclaim_end_template", 24, &end);
+        let node = [("nid", int, 64), ("order", int, 96), ("gfp_flags", long, 128)];
+        builder.structure("trace_event_raw_mm_vmscan_node_reclaim_begin", 24, &node);
+        let isolate = [("nr_scanned", long, 192), ("lru", int, 384)];
+        builder.structure("trace_event_raw_mm_vmscan_lru_isolate", 56, &isolate);
+        let blob = builder.blob();
+        let layout = find(&Btf::parse(&blob).expect("well-formed"), &[0]);
+        let memcg = ReclaimFields { order: 24, gfp: 8, node: ABSENT, target: 16, end_reclaimed: 8 };
+        assert_eq!(layout.reclaim_records[..3], [memcg; 3]);
+        let node = ReclaimFields { order: 12, gfp: 16, node: 8, target: ABSENT, end_reclaimed: 8 };
+        assert_eq!(layout.reclaim_records[3], node);
+        assert_eq!(layout.isolate_record, IsolateFields { scanned: 24, lru: 48 });
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! What the running kernel tells about itself: its types, its symbols, its names for flags, and
 //! what it allows.
 
-use std::{fs, io};
+use std::{
+    fs::{self, File},
+    io,
+};
 
 use memtrace_common::layout::{ABSENT, KernelLayout};
 use thiserror::Error;
@@ -40,17 +43,22 @@ pub struct Kernel {
     pub tells_free_pages: bool,
     /// Address of the counter of free pages where they cannot be summed up.
     pub free_pages_address: Option<u64>,
+    /// Whether a thread can be preempted while a tracepoint's programs run.
+    pub has_preemptible_tracepoints: bool,
     tracepoints: Vec<&'static str>,
 }
 
 /// Why the running kernel could not be read.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    /// No BTF, or no permission to read it.
+    /// No BTF.
     #[error(
         "cannot read the kernel's type information `{BTF_PATH}`: {0}; memtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y"
     )]
     NoBtf(#[source] io::Error),
+    /// BTF that this process cannot read.
+    #[error("cannot read the kernel's type information `{BTF_PATH}`: {0}")]
+    Unreadable(#[source] io::Error),
     /// BTF that makes no sense.
     #[error(
         "cannot use the kernel's type information `{BTF_PATH}`: {0}; please report this with the output of `uname -r`"
@@ -61,8 +69,11 @@ pub enum KernelError {
 impl Kernel {
     /// Reads the facts about the running kernel, and which of `tracepoints` it has.
     pub fn running(tracepoints: &[&'static str]) -> Result<Self, KernelError> {
-        let blob = fs::read(BTF_PATH).map_err(KernelError::NoBtf)?;
-        let btf = Btf::parse(&blob)?;
+        let file = File::open(BTF_PATH).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => KernelError::NoBtf(error),
+            _ => KernelError::Unreadable(error),
+        })?;
+        let btf = Btf::parse(&file)?;
         let mut layout = layout::find(&btf, &memory_nodes());
         let limits_memory =
             !has_disabled_memory(&fs::read_to_string(CONTROLLERS).unwrap_or_default());
@@ -80,6 +91,7 @@ impl Kernel {
             limits_memory,
             tells_free_pages: sums_free_pages || free_pages_address.is_some(),
             free_pages_address,
+            has_preemptible_tracepoints: has_preemptible_tracepoints(&btf),
             tracepoints: tracepoints.iter().filter(has).copied().collect(),
             layout,
         })
@@ -92,6 +104,13 @@ impl Kernel {
     }
 }
 
+/// Since 7.0 SRCU guards tracepoints, where preemption was disabled before (`__DECLARE_TRACE()` in
+/// include/linux/tracepoint.h). Up to 6.12 there was a `tracepoint_srcu`, too, for a few of them; it
+/// went with the same release that brought `struct tracepoint_ext`.
+fn has_preemptible_tracepoints(btf: &Btf<'_>) -> bool {
+    btf.has_variable("tracepoint_srcu_srcu_data") && btf.member("tracepoint", "ext").is_some()
+}
+
 fn gfp_names(btf: &Btf<'_>) -> GfpNames {
     let names = tracefs::event_format(gfp::EVENT).map(|format| gfp::from_format(&format));
     match names {
@@ -102,7 +121,7 @@ fn gfp_names(btf: &Btf<'_>) -> GfpNames {
 
 fn enum_names(btf: &Btf<'_>, enumeration: &str, prefix: &str) -> EnumNames {
     let names = btf.enumerators(enumeration).map(|(name, value)| {
-        (value, name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase())
+        (value, name.strip_prefix(prefix).unwrap_or(&name).to_ascii_lowercase())
     });
     EnumNames(names.collect())
 }
@@ -159,6 +178,26 @@ mod tests {
         assert_eq!(parse_list("0\n"), [0]);
         assert_eq!(parse_list("0-2,5\n"), [0, 1, 2, 5]);
         assert_eq!(parse_list("\n"), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn tells_kernels_apart_whose_tracepoints_can_be_preempted() {
+        let kernel = |has_srcu: bool, has_ext: bool| {
+            let mut builder = btf_builder::Builder::default();
+            let pointer = builder.pointer(0);
+            let members = [("name", pointer, 0), ("ext", pointer, 64)];
+            builder.structure("tracepoint", 16, &members[..=usize::from(has_ext)]);
+            if has_srcu {
+                builder.variable("tracepoint_srcu_srcu_data", pointer);
+            }
+            builder.blob()
+        };
+        let preemptible =
+            |blob: Vec<u8>| has_preemptible_tracepoints(&Btf::parse(&blob).expect("well-formed"));
+        // As up to 6.12, from 6.13 to 6.19, and since 7.0.
+        assert!(!preemptible(kernel(true, false)));
+        assert!(!preemptible(kernel(false, true)));
+        assert!(preemptible(kernel(true, true)));
     }
 
     #[test]

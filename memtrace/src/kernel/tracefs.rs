@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     os::fd::OwnedFd,
+    path::Path,
 };
 
 use rustix::{
@@ -28,6 +29,13 @@ pub fn event_format(event: &str) -> io::Result<String> {
     let file = openat(detached_mount()?, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     File::from(file).read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// Whether programs can be attached to classic tracepoints: for that aya needs tracefs mounted, and
+/// may only look into it as root or with `CAP_DAC_READ_SEARCH`.
+#[must_use]
+pub fn is_mounted() -> bool {
+    MOUNT_POINTS.iter().any(|mount_point| Path::new(mount_point).join("events/vmscan").is_dir())
 }
 
 fn detached_mount() -> io::Result<OwnedFd> {

@@ -1,17 +1,27 @@
 //! Loading the probes: their settings, their maps, and what the verifier says of them.
 
+use std::os::fd::{AsFd as _, OwnedFd};
+
 use aya::{
     Ebpf, EbpfLoader, Pod, include_bytes_aligned,
-    maps::{HashMap, Map, MapError},
-    programs::{ProgramError, RawTracePoint, raw_trace_point::RawTracePointLink},
+    maps::{HashMap, Map, MapData, MapError},
+    programs::{
+        Program, ProgramError, RawTracePoint, TracePoint, raw_trace_point::RawTracePointLink,
+        trace_point::TracePointLink,
+    },
 };
 use memtrace_common::{
     config::{filter, kind, wanted},
     record::mechanism,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zerocopy::IntoBytes as _;
 
-use super::{LiveError, Request, Subject, is_not_permitted, probes::Probe};
+use super::{
+    LiveError, Request, Subject, is_not_permitted,
+    probes::{Probe, ProgramKind},
+    ring::Ring,
+};
 use crate::{
     cgroup::Hierarchy,
     decode,
@@ -57,7 +67,7 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
         Subject::Compaction(_) => (1, request.max_stalled),
     };
 
-    let mut loader = EbpfLoader::new();
+    let mut loader = without_files(EbpfLoader::new);
     loader
         // The probes have no relocations against the kernel's types.
         .btf(None)
@@ -88,6 +98,21 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
             }
         },
     )
+}
+
+/// Calls `make` while no file can be opened. A new loader reads the kernel's types and builds all of
+/// them, which takes 20 MiB, whether they are wanted or not; it does without where it cannot.
+fn without_files<T>(make: impl FnOnce() -> T) -> T {
+    let limit = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(0), ..limit };
+    // Where this is refused, there is memory to spare.
+    let limited = setrlimit(Resource::Nofile, none);
+    let made = make();
+    if limited.is_ok() {
+        let restored = setrlimit(Resource::Nofile, limit);
+        debug_assert!(restored.is_ok(), "a soft limit can be raised up to the hard one");
+    }
+    made
 }
 
 /// The ring buffer's size as the kernel takes it: a power of two, and whole pages.
@@ -132,11 +157,30 @@ pub(super) fn take<T>(
     convert(map).map_err(error)
 }
 
+/// Opens the ring buffer `name`.
+pub(super) fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<Ring, LiveError> {
+    take(ebpf, name, |map| match map {
+        Map::RingBuf(map) => {
+            let info = map.info()?;
+            Ring::open(&map, info.max_entries()).map_err(MapError::from)
+        }
+        _ => Err(missing_map(name)),
+    })
+}
+
+/// The names and descriptors of the loaded probes.
+pub(super) fn descriptors(ebpf: &Ebpf) -> Result<Vec<(String, OwnedFd)>, LiveError> {
+    let loaded = ebpf.programs().filter_map(|(name, program)| Some((name, program.fd().ok()?)));
+    let owned = loaded.map(|(name, fd)| Ok((name.to_owned(), fd.as_fd().try_clone_to_owned()?)));
+    owned.collect::<Result<_, _>>().map_err(LiveError::Descriptor)
+}
+
 /// Number of entries of a hash map.
-pub(super) fn count<K: Pod, V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<u64, LiveError> {
+pub(super) fn count<K: Pod, V: Pod>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<u64, LiveError> {
     let error = |error| LiveError::map(name, error);
-    let map = ebpf.map(name).ok_or_else(|| error(missing_map(name)))?;
-    let map = HashMap::<_, K, V>::try_from(map).map_err(error)?;
     map.keys().try_fold(0, |count, key| key.map(|_| count + 1).map_err(error))
 }
 
@@ -146,36 +190,52 @@ fn missing_map(name: &str) -> MapError {
 
 /// Has the kernel verify and compile a probe.
 pub(super) fn verify(ebpf: &mut Ebpf, probe: Probe) -> Result<(), LiveError> {
-    raw_tracepoint(ebpf, probe)?.load().map_err(|error| refused(probe, error))
+    match probe.kind {
+        ProgramKind::Raw => program::<RawTracePoint>(ebpf, probe)?.load(),
+        ProgramKind::Classic => program::<TracePoint>(ebpf, probe)?.load(),
+    }
+    .map_err(|error| refused(probe, error))
 }
 
-fn raw_tracepoint(ebpf: &mut Ebpf, probe: Probe) -> Result<&mut RawTracePoint, LiveError> {
-    let error = |error| LiveError::Attach {
-        probe: probe.program,
-        tracepoint: probe.tracepoint,
-        error: Box::new(error),
+fn program<'a, P>(ebpf: &'a mut Ebpf, probe: Probe) -> Result<&'a mut P, LiveError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(probe.program).ok_or(ProgramError::NotLoaded);
+    program.and_then(TryInto::try_into).map_err(|error| not_attached(probe, error))
+}
+
+/// A probe on its tracepoint, detached when dropped.
+#[derive(Debug)]
+#[expect(dead_code, reason = "they are kept to be dropped")]
+pub(super) enum Link {
+    Raw(RawTracePointLink),
+    Classic(TracePointLink),
+}
+
+pub(super) fn attach(ebpf: &mut Ebpf, probe: Probe) -> Result<Link, LiveError> {
+    let link = match probe.kind {
+        ProgramKind::Raw => {
+            let program = program::<RawTracePoint>(ebpf, probe)?;
+            let link = program.attach(probe.tracepoint).and_then(|id| program.take_link(id));
+            link.map(Link::Raw)
+        }
+        ProgramKind::Classic => {
+            let program = program::<TracePoint>(ebpf, probe)?;
+            let link = program.attach("vmscan", probe.tracepoint);
+            link.and_then(|id| program.take_link(id)).map(Link::Classic)
+        }
     };
-    let program = ebpf.program_mut(probe.program).ok_or(ProgramError::NotLoaded).map_err(error)?;
-    program.try_into().map_err(error)
+    link.map_err(|error| not_attached(probe, error))
 }
 
-pub(super) fn attach(ebpf: &mut Ebpf, probe: Probe) -> Result<RawTracePointLink, LiveError> {
-    let program = raw_tracepoint(ebpf, probe)?;
-    let link = program.attach(probe.tracepoint).and_then(|id| program.take_link(id));
-    link.map_err(|error| LiveError::Attach {
-        probe: probe.program,
-        tracepoint: probe.tracepoint,
-        error: Box::new(error),
-    })
+fn not_attached(probe: Probe, error: ProgramError) -> LiveError {
+    LiveError::Attach { probe: probe.program, tracepoint: probe.tracepoint, error: Box::new(error) }
 }
 
 fn refused(probe: Probe, error: ProgramError) -> LiveError {
     let ProgramError::LoadError { io_error, verifier_log } = error else {
-        return LiveError::Attach {
-            probe: probe.program,
-            tracepoint: probe.tracepoint,
-            error: Box::new(error),
-        };
+        return not_attached(probe, error);
     };
     let log = verifier_log.to_string();
     LiveError::Refused {

@@ -3,24 +3,27 @@
 
 mod load;
 mod probes;
+mod ring;
 
 pub use probes::tracepoints;
 
 use std::{
+    collections::HashMap,
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use aya::{
-    Ebpf, EbpfError,
-    maps::{MapData, MapError, PerCpuArray, RingBuf},
-    programs::{ProgramError, raw_trace_point::RawTracePointLink},
+    EbpfError,
+    maps::{MapData, MapError, PerCpuArray},
+    programs::ProgramError,
 };
 use aya_log::EbpfLogger;
 use memtrace_common::{counter, in_progress};
 use thiserror::Error;
 
-use probes::Plan;
+use probes::{Plan, SPARES};
+use ring::Ring;
 
 use crate::{
     cgroup::Cgroups,
@@ -105,6 +108,9 @@ pub enum LiveError {
         /// What went wrong.
         error: Box<ProgramError>,
     },
+    /// A probe's descriptor could not be kept.
+    #[error("cannot keep the descriptor of a probe: {0}; `ulimit -n` says how many may be open")]
+    Descriptor(#[source] io::Error),
     /// A map could not be used.
     #[error("cannot use the probes' map `{map}`: {error}")]
     Map {
@@ -149,18 +155,28 @@ pub struct Losses {
 
 /// The probes, loaded and attached.
 pub struct Live {
-    ring: RingBuf<MapData>,
+    ring: Ring,
     /// Records that made no sense.
     undecodable: u64,
     counters: PerCpuArray<MapData, u64>,
+    /// Ends that were seen before the probes of the begins were attached.
+    early_ends: u64,
     /// Detach as they are dropped, which a vector does in the order of attaching.
-    links: Vec<RawTracePointLink>,
+    links: Vec<load::Link>,
     unavailable: Vec<String>,
     attached: Vec<String>,
     /// Reads the probes' log.
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
-    ebpf: Ebpf,
+    reclaims: InProgress<[u32; 2], [u64; RECLAIM]>,
+    compactions: InProgress<u32, [u64; COMPACTION]>,
+    programs: Vec<(String, OwnedFd)>,
 }
+
+/// A table of stalls that have begun.
+type InProgress<K, V> = aya::maps::HashMap<MapData, K, V>;
+
+const RECLAIM: usize = size_of::<in_progress::Reclaim>() / size_of::<u64>();
+const COMPACTION: usize = size_of::<in_progress::Compaction>() / size_of::<u64>();
 
 impl Live {
     /// Loads and attaches the probes that `request` needs on this kernel.
@@ -176,29 +192,35 @@ impl Live {
         for probe in &plan.probes {
             load::verify(&mut ebpf, *probe)?;
         }
-        let ring = load::take(&mut ebpf, "STALLS", RingBuf::try_from)?;
+        let ring = load::ring(&mut ebpf, "STALLS")?;
         let counters = load::take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
+        let reclaims = load::take(&mut ebpf, "RECLAIMS", InProgress::try_from)?;
+        let compactions = load::take(&mut ebpf, "COMPACTIONS", InProgress::try_from)?;
         let mut links = Vec::with_capacity(plan.probes.len());
         for probe in &plan.probes {
             links.push(load::attach(&mut ebpf, *probe)?);
         }
+        let early_ends = sum(&counters, counter::END_WITHOUT_BEGIN)?;
         Ok(Self {
             ring,
             undecodable: 0,
             counters,
+            early_ends,
             links,
             unavailable: plan.unavailable,
             attached: plan.probes.iter().map(|probe| probe.tracepoint.to_owned()).collect(),
             logger,
-            ebpf,
+            reclaims,
+            compactions,
+            // The rest, with the probes' code, is not needed any more.
+            programs: load::descriptors(&ebpf)?,
         })
     }
 
     /// The next finished stall, if one is waiting.
     pub fn next_stall(&mut self) -> Option<Stall> {
         loop {
-            let item = self.ring.next()?;
-            if let Some(stall) = decode::stall(&item) {
+            if let Some(stall) = self.ring.next(decode::stall)? {
                 return Some(stall);
             }
             // Nothing but our own probes writes here, and their records are of this very build.
@@ -209,7 +231,7 @@ impl Live {
     /// A descriptor to wait on: readable when the probes ask for the ring buffer to be read without
     /// waiting for the reader's next look.
     pub fn ring_descriptor(&self) -> io::Result<OwnedFd> {
-        self.ring.as_fd().try_clone_to_owned()
+        self.ring.descriptor()
     }
 
     /// Passes the probes' log on to the logger of the process.
@@ -228,16 +250,12 @@ impl Live {
 
     /// What was not delivered so far.
     pub fn losses(&self) -> Result<Losses, LiveError> {
-        let sum = |slot| {
-            let values = self.counters.get(&slot, 0);
-            let values = values.map_err(|error| LiveError::map("COUNTERS", error))?;
-            Ok::<_, LiveError>(values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value)))
-        };
-        let table_full = sum(counter::TABLE_FULL)?;
+        let table_full = sum(&self.counters, counter::TABLE_FULL)?;
+        let ends = sum(&self.counters, counter::END_WITHOUT_BEGIN)?;
         Ok(Losses {
-            lost: sum(counter::LOST)?.saturating_add(self.undecodable),
+            lost: sum(&self.counters, counter::LOST)?.saturating_add(self.undecodable),
             // A stall that found the table full ends without a begin, too.
-            missed_begin: sum(counter::END_WITHOUT_BEGIN)?.saturating_sub(table_full),
+            missed_begin: ends.saturating_sub(self.early_ends).saturating_sub(table_full),
             table_full,
             skipped: self.skipped(),
         })
@@ -245,10 +263,8 @@ impl Live {
 
     /// How many stalls have begun and not ended.
     pub fn unfinished(&self) -> Result<u64, LiveError> {
-        const RECLAIM: usize = size_of::<in_progress::Reclaim>() / size_of::<u64>();
-        const COMPACTION: usize = size_of::<in_progress::Compaction>() / size_of::<u64>();
-        let reclaims = load::count::<[u32; 2], [u64; RECLAIM]>(&self.ebpf, "RECLAIMS")?;
-        let compactions = load::count::<u32, [u64; COMPACTION]>(&self.ebpf, "COMPACTIONS")?;
+        let reclaims = load::count(&self.reclaims, "RECLAIMS")?;
+        let compactions = load::count(&self.compactions, "COMPACTIONS")?;
         Ok(reclaims + compactions)
     }
 
@@ -265,16 +281,31 @@ impl Live {
     }
 
     /// Sums up what the kernel reports of each program in its descriptor's information, since 5.12.
+    /// Of a program and its spare only the fewer: a stall is missed where both were skipped.
     fn skipped(&self) -> u64 {
-        let programs = self.ebpf.programs().filter_map(|(_, program)| program.fd().ok());
-        let misses = programs.filter_map(|fd| {
-            let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()));
-            let info = info.ok()?;
-            let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
-            line.trim().parse::<u64>().ok()
-        });
-        misses.sum()
+        let misses: HashMap<&str, u64> = self
+            .programs
+            .iter()
+            .map(|(name, program)| (name.as_str(), misses(program.as_fd())))
+            .collect();
+        let of = |name| misses.get(name).copied().unwrap_or_default();
+        let spared = SPARES.iter().map(|(first, spare)| of(first).max(of(spare)));
+        misses.values().sum::<u64>() - spared.sum::<u64>()
     }
+}
+
+/// A counter's sum over all CPUs.
+fn sum(counters: &PerCpuArray<MapData, u64>, slot: u32) -> Result<u64, LiveError> {
+    let values = counters.get(&slot, 0).map_err(|error| LiveError::map("COUNTERS", error))?;
+    Ok(values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value)))
+}
+
+/// How often the kernel skipped a program.
+fn misses(program: BorrowedFd<'_>) -> u64 {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()));
+    let info = info.unwrap_or_default();
+    let value = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
 }
 
 /// The names that go with the running kernel's stalls.

@@ -3,45 +3,87 @@
 use memtrace_common::layout::ABSENT;
 
 use super::{LiveError, Request, Subject};
-use crate::{kernel::Kernel, stall::ReclaimKind, symbols};
+use crate::{
+    kernel::{Kernel, tracefs},
+    stall::ReclaimKind,
+    symbols,
+};
 
 /// A program and the tracepoint it belongs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Probe {
     pub(super) program: &'static str,
     pub(super) tracepoint: &'static str,
+    pub(super) kind: ProgramKind,
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProgramKind {
+    /// To a raw tracepoint.
+    Raw,
+    /// To a classic tracepoint, which all of memtrace's are of the system `vmscan`.
+    Classic,
 }
 
 const fn probe(program: &'static str, tracepoint: &'static str) -> Probe {
-    Probe { program, tracepoint }
+    Probe { program, tracepoint, kind: ProgramKind::Raw }
 }
 
-/// Begin and end of each kind of reclaim, by [`mechanism`].
-const RECLAIM: [(ReclaimKind, Probe, Probe); 4] = [
+/// A tracepoint with a program of either kind.
+#[derive(Clone, Copy, Debug)]
+struct Either {
+    raw: &'static str,
+    classic: &'static str,
+    tracepoint: &'static str,
+}
+
+impl Either {
+    fn of(self, kind: ProgramKind) -> Probe {
+        let program = match kind {
+            ProgramKind::Raw => self.raw,
+            ProgramKind::Classic => self.classic,
+        };
+        Probe { program, tracepoint: self.tracepoint, kind }
+    }
+}
+
+const fn either(raw: &'static str, classic: &'static str, tracepoint: &'static str) -> Either {
+    Either { raw, classic, tracepoint }
+}
+
+/// Begin and end of each kind of reclaim, by [`mechanism`](memtrace_common::record::mechanism).
+const RECLAIM: [(ReclaimKind, Either, Either); 4] = [
     (
         ReclaimKind::Direct,
-        probe("direct_begin", "mm_vmscan_direct_reclaim_begin"),
-        probe("direct_end", "mm_vmscan_direct_reclaim_end"),
+        either("direct_begin", "tp_direct_begin", "mm_vmscan_direct_reclaim_begin"),
+        either("direct_end", "tp_direct_end", "mm_vmscan_direct_reclaim_end"),
     ),
     (
         ReclaimKind::Memcg,
-        probe("memcg_begin", "mm_vmscan_memcg_reclaim_begin"),
-        probe("memcg_end", "mm_vmscan_memcg_reclaim_end"),
+        either("memcg_begin", "tp_memcg_begin", "mm_vmscan_memcg_reclaim_begin"),
+        either("memcg_end", "tp_memcg_end", "mm_vmscan_memcg_reclaim_end"),
     ),
     (
         ReclaimKind::Softlimit,
-        probe("softlimit_begin", "mm_vmscan_memcg_softlimit_reclaim_begin"),
-        probe("softlimit_end", "mm_vmscan_memcg_softlimit_reclaim_end"),
+        either("softlimit_begin", "tp_soft_begin", "mm_vmscan_memcg_softlimit_reclaim_begin"),
+        either("softlimit_end", "tp_soft_end", "mm_vmscan_memcg_softlimit_reclaim_end"),
     ),
     (
         ReclaimKind::Node,
-        probe("node_begin", "mm_vmscan_node_reclaim_begin"),
-        probe("node_end", "mm_vmscan_node_reclaim_end"),
+        either("node_begin", "tp_node_begin", "mm_vmscan_node_reclaim_begin"),
+        either("node_end", "tp_node_end", "mm_vmscan_node_reclaim_end"),
     ),
 ];
-const LRU_ISOLATE: Probe = probe("lru_isolate", "mm_vmscan_lru_isolate");
+const LRU_ISOLATE: Either = either("lru_isolate", "tp_lru_isolate", "mm_vmscan_lru_isolate");
 const COMPACT_BEGIN: Probe = probe("compact_begin", "mm_compaction_begin");
 const COMPACT_END: Probe = probe("compact_end", "mm_compaction_end");
+/// Run after the two above, and do their work where the kernel skipped them.
+const SPARE_BEGIN: Probe = probe("spare_begin", "mm_compaction_begin");
+const SPARE_END: Probe = probe("spare_end", "mm_compaction_end");
+/// Programs that have a spare one, with that.
+pub(super) const SPARES: [(&str, &str); 2] =
+    [(COMPACT_BEGIN.program, SPARE_BEGIN.program), (COMPACT_END.program, SPARE_END.program)];
 const ZONE_SUITABLE: Probe = probe("zone_suitable", "mm_compaction_suitable");
 const COMPACT_TRY: Probe = probe("compact_try", "mm_compaction_try_to_compact_pages");
 
@@ -49,8 +91,12 @@ const COMPACT_TRY: Probe = probe("compact_try", "mm_compaction_try_to_compact_pa
 #[must_use]
 pub fn tracepoints() -> Vec<&'static str> {
     let pairs = RECLAIM.iter().flat_map(|(_, begin, end)| [begin, end]);
-    let others = [&LRU_ISOLATE, &COMPACT_BEGIN, &COMPACT_END, &ZONE_SUITABLE, &COMPACT_TRY];
-    pairs.chain(others).map(|probe| probe.tracepoint).collect()
+    let others = [COMPACT_BEGIN, COMPACT_END, ZONE_SUITABLE, COMPACT_TRY];
+    pairs
+        .chain([&LRU_ISOLATE])
+        .map(|probe| probe.tracepoint)
+        .chain(others.iter().map(|probe| probe.tracepoint))
+        .collect()
 }
 
 /// What memory limits need and the kernel's command line can take away.
@@ -94,6 +140,11 @@ impl Plan {
         kernel: &Kernel,
     ) -> Result<(), LiveError> {
         let layout = &kernel.layout;
+        let program = self.program_kind(kernel);
+        let (fields, isolate) = match program {
+            ProgramKind::Raw => (&layout.reclaim_args, layout.isolate_args),
+            ProgramKind::Classic => (&layout.reclaim_records, layout.isolate_record),
+        };
         let has_proactive = layout.scan_control_proactive != ABSENT && kernel.limits_memory;
         let mut missing = Vec::new();
         let mut begins = Vec::new();
@@ -109,13 +160,14 @@ impl Plan {
                 missing.push((kind.name(), NO_CONTROLLER.to_owned()));
                 continue;
             }
-            let args = layout.reclaim_args[number];
+            let fields = fields[number];
+            let (begin, end) = (begin.of(program), end.of(program));
             let absent =
                 [begin, end].into_iter().find(|probe| !kernel.has_tracepoint(probe.tracepoint));
             if let Some(probe) = absent {
                 missing.push((kind.name(), format!("tracepoint {}", probe.tracepoint)));
-            } else if [args.order, args.gfp, args.end_reclaimed].contains(&ABSENT) {
-                let what = format!("tracepoint {} with known arguments", begin.tracepoint);
+            } else if [fields.order, fields.gfp, fields.end_reclaimed].contains(&ABSENT) {
+                let what = format!("tracepoint {} with known fields", begin.tracepoint);
                 missing.push((kind.name(), what));
             } else {
                 self.probes.push(end);
@@ -149,15 +201,31 @@ impl Plan {
             if !kernel.has_tracepoint(LRU_ISOLATE.tracepoint) {
                 self.unavailable
                     .push("pages scanned (no tracepoint mm_vmscan_lru_isolate)".to_owned());
-            } else if layout.isolate_scanned_arg == ABSENT {
+            } else if isolate.scanned == ABSENT {
                 self.unavailable
-                    .push("pages scanned (mm_vmscan_lru_isolate has unknown arguments)".to_owned());
+                    .push("pages scanned (mm_vmscan_lru_isolate has unknown fields)".to_owned());
             } else {
-                self.probes.push(LRU_ISOLATE);
+                self.probes.push(LRU_ISOLATE.of(program));
             }
         }
         self.probes.extend(begins);
         Ok(())
+    }
+
+    /// Raw tracepoints cost less, but where a thread can be preempted in the midst of one, the kernel
+    /// skips it for all other threads of that CPU until the thread goes on.
+    fn program_kind(&mut self, kernel: &Kernel) -> ProgramKind {
+        match (kernel.has_preemptible_tracepoints, tracefs::is_mounted()) {
+            (false, _) => ProgramKind::Raw,
+            (true, true) => ProgramKind::Classic,
+            (true, false) => {
+                self.unavailable.push(
+                    "some of the stalls of threads that preempt one another (no tracefs at /sys/kernel/tracing that may be read)"
+                        .to_owned(),
+                );
+                ProgramKind::Raw
+            }
+        }
     }
 
     fn compaction(&mut self, extended: bool, kernel: &Kernel) -> Result<(), LiveError> {
@@ -200,7 +268,13 @@ impl Plan {
             self.lacks(layout.zone_watermark, "watermarks", "no zone._watermark");
             self.lacks(layout.zone_nr_free, "fragmentation index", "no zone.free_area");
         }
+        if kernel.has_preemptible_tracepoints {
+            self.probes.push(SPARE_END);
+        }
         self.probes.push(COMPACT_BEGIN);
+        if kernel.has_preemptible_tracepoints {
+            self.probes.push(SPARE_BEGIN);
+        }
         Ok(())
     }
 

@@ -5,8 +5,8 @@ use std::io::{self, Write as _};
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::ViewOptions;
 use super::words::{CgroupName, OrDash, Span, TimeOfDay};
+use super::{Sink, ViewOptions};
 use crate::histogram::{Histograms, Key, Slot, Times};
 use crate::names::Names;
 
@@ -27,15 +27,17 @@ impl Blocks {
         histograms: &Histograms,
         names: &mut Names,
         at: Timestamp,
-        out: &mut Vec<u8>,
+        sink: &mut impl Sink,
     ) -> io::Result<()> {
         if let Some(zone) = &self.timestamp {
-            writeln!(out, "\n{}", TimeOfDay(at, zone))?;
+            writeln!(sink.lines(), "\n{}", TimeOfDay(at, zone))?;
         }
         if histograms.is_empty() {
-            return writeln!(out, "no stalls");
+            return writeln!(sink.lines(), "no stalls");
         }
         for (key, times) in histograms.sorted() {
+            sink.pause();
+            let out = sink.lines();
             writeln!(out)?;
             key_line(key, histograms.max_keys(), names, out)?;
             write!(out, "{}{}", Numbers(times), Stars(times))?;
@@ -70,8 +72,9 @@ impl Display for Numbers<'_> {
         let times = self.0;
         let mean = Span(times.mean_ns().into());
         writeln!(f, "     count {}, total {}, mean {mean}", times.count(), Span(times.total_ns()))?;
+        let percentiles = times.percentiles();
         let [p50, p90, p99, p99_9] =
-            [0.5, 0.9, 0.99, 0.999].map(|quantile| Span(times.quantile_ns(quantile).into()));
+            [0.5, 0.9, 0.99, 0.999].map(|quantile| Span(percentiles.quantile_ns(quantile).into()));
         let max = Span(times.max_ns().into());
         writeln!(f, "     p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p99_9}, max {max}")?;
         match times.clamped() {

@@ -6,16 +6,19 @@ use std::io;
 
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
+use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer as _, V2Serializer};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::ser::{Error as _, SerializeSeq as _, Serializer};
+use serde_json::ser::Formatter;
 
 use super::words::status_name;
-use super::{Subject, Summary, ViewOptions};
+use super::{Sink, Subject, Summary, ViewOptions};
 use crate::histogram::{By, Histograms, Key, Times};
 use crate::names::{EnumNames, GfpNames, Names};
-use crate::stall::{Comm, Compaction, Detail, Printable, Reclaim, Stall};
+use crate::stall::{Comm, Compaction, Detail, Reclaim, Stall};
+use crate::text::{Lossless, is_hidden};
 
 /// One object a line.
 #[derive(Debug)]
@@ -50,7 +53,7 @@ impl Json {
                 let target_id = reclaim.target_cgroup_id.filter(|&id| id != 0);
                 let target = target_id.and_then(|id| cgroups.path(id)).map(|path| {
                     self.target.clear();
-                    let written = write!(self.target, "{}", Printable(path.as_bytes()));
+                    let written = write!(self.target, "{}", Lossless(path));
                     debug_assert!(written.is_ok(), "writing into memory does not fail");
                     self.target.as_str()
                 });
@@ -66,7 +69,7 @@ impl Json {
             time: Time(clock.at(stall.start_ns)),
             start_ns: stall.start_ns,
             duration_ns: stall.duration_ns,
-            comm: Text(stall.comm),
+            comm: CommText(stall.comm),
             pid: stall.pid,
             tid: stall.tid,
             uid: stall.uid,
@@ -74,7 +77,7 @@ impl Json {
             order: stall.order,
             gfp: stall.gfp.map(|mask| Gfp(gfp, mask)),
             cgroup_id: stall.cgroup_id,
-            cgroup: cgroup.map(|path| Text(Printable(path.as_bytes()))),
+            cgroup: cgroup.map(|path| Text(Lossless(path))),
             detail,
             stack: self.stacks.then(|| symbols.resolve(&stall.stack)),
         };
@@ -86,11 +89,13 @@ impl Json {
         histograms: &Histograms,
         names: &mut Names,
         at: Timestamp,
-        out: &mut Vec<u8>,
+        sink: &mut impl Sink,
     ) -> io::Result<()> {
         for (key, times) in histograms.sorted() {
+            sink.pause();
+            let percentiles = times.percentiles();
             let [p50_ns, p90_ns, p99_ns, p99_9_ns] =
-                [0.5, 0.9, 0.99, 0.999].map(|quantile| times.quantile_ns(quantile));
+                [0.5, 0.9, 0.99, 0.999].map(|quantile| percentiles.quantile_ns(quantile));
             let object = HistogramObject {
                 r#type: "histogram",
                 since: Time(self.since),
@@ -109,9 +114,9 @@ impl Json {
                 p99_9_ns,
                 clamped: times.clamped(),
                 buckets: Buckets(times),
-                hdr: Hdr(times),
+                hdr: Hdr(percentiles.histogram()),
             };
-            line(&object, out)?;
+            line(&object, sink.lines())?;
         }
         self.since = at;
         Ok(())
@@ -151,9 +156,30 @@ impl Json {
 }
 
 fn line(object: &impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, object)?;
+    object.serialize(&mut serde_json::Serializer::with_formatter(&mut *out, Visible))?;
     out.push(b'\n');
     Ok(())
+}
+
+/// Compact JSON in which every character that is not to be seen is written as `\uNNNN`, so that it
+/// does nothing to a terminal either.
+struct Visible;
+
+impl Formatter for Visible {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        mut fragment: &str,
+    ) -> io::Result<()> {
+        while let Some((at, hidden)) = fragment.char_indices().find(|(_, c)| is_hidden(*c)) {
+            writer.write_all(&fragment.as_bytes()[..at])?;
+            for unit in hidden.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            fragment = &fragment[at + hidden.len_utf8()..];
+        }
+        writer.write_all(fragment.as_bytes())
+    }
 }
 
 #[derive(Serialize)]
@@ -162,7 +188,7 @@ struct StallObject<'a> {
     time: Time,
     start_ns: u64,
     duration_ns: u64,
-    comm: Text<Comm>,
+    comm: CommText,
     pid: u32,
     tid: u32,
     uid: u32,
@@ -170,7 +196,7 @@ struct StallObject<'a> {
     order: Option<i32>,
     gfp: Option<Gfp<'a>>,
     cgroup_id: Option<u64>,
-    cgroup: Option<Text<Printable<'a>>>,
+    cgroup: Option<Text<Lossless<'a>>>,
     #[serde(flatten)]
     detail: DetailObject<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -194,7 +220,7 @@ enum DetailObject<'a> {
     Compaction {
         cause: &'static str,
         node: Option<i32>,
-        zone: Option<Text<Printable<'a>>>,
+        zone: Option<Text<Lossless<'a>>>,
         mode: Option<Cow<'a, str>>,
         status: Cow<'a, str>,
         migrate_scanned: Option<u64>,
@@ -245,7 +271,7 @@ impl<'a> DetailObject<'a> {
         Self::Compaction {
             cause: cause.name(),
             node: zone.as_ref().map(|zone| zone.node),
-            zone: zone.as_ref().map(|zone| Text(Printable(zone.name.as_bytes()))),
+            zone: zone.as_ref().map(|zone| Text(Lossless(zone.name.as_bytes()))),
             mode: mode.map(|value| modes.name(value)),
             status: status_name(*status, statuses),
             migrate_scanned: scanned.map(|scanned| scanned.migrate),
@@ -284,10 +310,10 @@ struct HistogramObject<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum KeyObject<'a> {
-    Thread { tid: u32, pid: u32, comm: Text<Comm> },
-    Process { pid: u32, comm: Text<Comm> },
-    Comm { comm: Text<Comm> },
-    Cgroup { cgroup_id: Option<u64>, cgroup: Option<Text<Printable<'a>>> },
+    Thread { tid: u32, pid: u32, comm: CommText },
+    Process { pid: u32, comm: CommText },
+    Comm { comm: CommText },
+    Cgroup { cgroup_id: Option<u64>, cgroup: Option<Text<Lossless<'a>>> },
     Uid { uid: u32 },
     Kind { kind: &'static str },
     Cause { cause: &'static str },
@@ -298,15 +324,12 @@ enum KeyObject<'a> {
 impl<'a> KeyObject<'a> {
     fn new(key: Key, names: &'a mut Names) -> Self {
         match key {
-            Key::Thread { tid, pid, comm } => Self::Thread { tid, pid, comm: Text(comm) },
-            Key::Process { pid, comm } => Self::Process { pid, comm: Text(comm) },
-            Key::Comm(comm) => Self::Comm { comm: Text(comm) },
+            Key::Thread { tid, pid, comm } => Self::Thread { tid, pid, comm: CommText(comm) },
+            Key::Process { pid, comm } => Self::Process { pid, comm: CommText(comm) },
+            Key::Comm(comm) => Self::Comm { comm: CommText(comm) },
             Key::Cgroup(cgroup_id) => {
                 let path = cgroup_id.and_then(|id| names.cgroups.path(id));
-                Self::Cgroup {
-                    cgroup_id,
-                    cgroup: path.map(|path| Text(Printable(path.as_bytes()))),
-                }
+                Self::Cgroup { cgroup_id, cgroup: path.map(|path| Text(Lossless(path))) }
             }
             Key::Uid(uid) => Self::Uid { uid },
             Key::Kind(kind) => Self::Kind { kind: kind.name() },
@@ -338,6 +361,15 @@ struct Text<T>(T);
 impl<T: Display> Serialize for Text<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0)
+    }
+}
+
+/// A thread's name.
+struct CommText(Comm);
+
+impl Serialize for CommText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Lossless(self.0.as_bytes()))
     }
 }
 
@@ -388,14 +420,12 @@ impl Serialize for Buckets<'_> {
 }
 
 /// The percentiles' histogram as base64 of HdrHistogram's V2 encoding, not compressed.
-struct Hdr<'a>(&'a Times);
+struct Hdr<'a>(&'a Histogram<u64>);
 
 impl Serialize for Hdr<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut encoded = Vec::new();
-        V2Serializer::new()
-            .serialize(self.0.percentiles(), &mut encoded)
-            .map_err(S::Error::custom)?;
+        V2Serializer::new().serialize(self.0, &mut encoded).map_err(S::Error::custom)?;
         serializer.collect_str(&Base64Display::new(&encoded, &STANDARD))
     }
 }
@@ -420,7 +450,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::fixtures::{
-        NO_PID, at, compaction, extreme, histograms, names, options, reclaim, shown, unknown,
+        NO_PID, at, comm, compaction, extreme, histograms, names, options, reclaim, shown, unknown,
     };
     use super::super::{Format, View};
     use super::*;
@@ -630,12 +660,12 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_read_as_in_text() {
+    fn of_hostile_names_nothing_is_lost() {
         let stall = Stall { pid: NO_PID, ..extreme(reclaim()) };
         let object = one(stall.clone());
-        assert_eq!(object["comm"], "\\x1b[2J\"'\\\\x0a\\xff💩");
+        assert_eq!(object["comm"], "\u{1b}[2J\"'\\\n\\xff💩");
         let path = object["cgroup"].as_str().unwrap_or_default();
-        assert!(path.starts_with("/\\x1b[2J\\x0aéé") && path.len() > 4000, "{path}");
+        assert!(path.starts_with("/\u{1b}[2J\néé") && path.len() > 4000, "{path}");
 
         let key = |by| {
             valid(&shown(histograms(by, Format::Json), slice::from_ref(&stall))).remove(0)["key"]
@@ -643,6 +673,15 @@ mod tests {
         };
         assert_eq!(key(By::Process), json!({ "pid": NO_PID, "comm": object["comm"] }));
         assert_eq!(key(By::Cgroup), json!({ "cgroup_id": 72, "cgroup": path }));
+    }
+
+    /// JSON's own escapes leave out what some terminals obey.
+    #[test]
+    fn nothing_hidden_is_in_the_output() {
+        let comm = comm("\u{202e}\u{9b}\u{7f}\u{e0041}é".as_bytes());
+        let shown = stalls(false, &[Stall { comm, ..reclaim() }]);
+        assert!(shown.contains(r#""\u202e\u009b\u007f\udb40\udc41é""#), "{shown}");
+        assert_eq!(valid(&shown)[0]["comm"], "\u{202e}\u{9b}\u{7f}\u{e0041}é");
     }
 
     #[test]

@@ -84,6 +84,23 @@ pub struct HistogramOptions {
     pub max_keys: usize,
 }
 
+/// Where a view puts much at once: all histograms of an interval.
+pub trait Sink {
+    /// Whole lines are appended here.
+    fn lines(&mut self) -> &mut Vec<u8>;
+
+    /// Called between histograms: a good time to write what is there, rather than to hold all.
+    fn pause(&mut self);
+}
+
+impl Sink for Vec<u8> {
+    fn lines(&mut self) -> &mut Vec<u8> {
+        self
+    }
+
+    fn pause(&mut self) {}
+}
+
 /// One way to show stalls. The calls are `begin`, any of `stall` and `interval`, `end`.
 #[derive(Debug)]
 pub enum View {
@@ -136,7 +153,7 @@ impl View {
             Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) => {
                 // A cgroup may be gone by the time its histogram is shown.
                 if let (By::Cgroup, Some(id)) = (histograms.by(), stall.cgroup_id) {
-                    let _remembered: Option<&str> = names.cgroups.path(id);
+                    let _remembered: Option<&[u8]> = names.cgroups.path(id);
                 }
                 histograms.record(stall, |pid| names.process_name(pid));
                 Ok(())
@@ -145,7 +162,7 @@ impl View {
     }
 
     /// Shows the histograms of the interval that ends at `at`, and starts the next one.
-    pub fn interval(&mut self, names: &mut Names, at: Timestamp, out: &mut Vec<u8>) {
+    pub fn interval(&mut self, names: &mut Names, at: Timestamp, out: &mut impl Sink) {
         in_memory(match self {
             Self::Rows(_) | Self::Json(_) => Ok(()),
             Self::TextHistograms(histograms, blocks) => {
@@ -163,14 +180,20 @@ impl View {
 
     /// Ends at `at`: histograms that have not been shown, and in JSON the summary. Text leaves the
     /// summary to the caller, as it is no part of the data.
-    pub fn end(&mut self, names: &mut Names, at: Timestamp, summary: &Summary, out: &mut Vec<u8>) {
+    pub fn end(
+        &mut self,
+        names: &mut Names,
+        at: Timestamp,
+        summary: &Summary,
+        out: &mut impl Sink,
+    ) {
         if let Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) = self
             && !histograms.is_empty()
         {
             self.interval(names, at, out);
         }
         if let Self::Json(json) | Self::JsonHistograms(_, json) = self {
-            in_memory(json.summary(summary, at, out));
+            in_memory(json.summary(summary, at, out.lines()));
         }
     }
 }

@@ -324,13 +324,16 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_counted_in_characters() {
+    fn columns_are_those_of_a_terminal() {
         let mut stall = reclaim();
-        stall.comm = comm("é💩".as_bytes());
+        stall.comm = comm("é日💩".as_bytes());
         let text = shown(rows(Subject::Reclaim), &[stall]);
-        let pid = |line: &str| line.chars().collect::<Vec<_>>()[17..21].iter().collect::<String>();
-        let lines: Vec<_> = text.lines().map(pid).collect();
-        assert_eq!(lines, ["PID ", "1234"]);
+        let columns_before = |name| {
+            let before =
+                text.lines().find_map(|line| line.split_once(name)).map(|(before, _)| before);
+            before.map(unicode_width::UnicodeWidthStr::width)
+        };
+        assert_eq!((columns_before("PID"), columns_before("1234")), (Some(17), Some(17)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-use crate::stall::Printable;
+use crate::text::Printable;
 
 /// Counts of one whole run. Every stall that the probes saw is counted once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,10 +4,12 @@ use std::borrow::Cow;
 use std::fmt::{self, Alignment, Display, Formatter, Write as _, from_fn};
 
 use jiff::{Timestamp, tz::TimeZone};
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::cgroup::Cgroups;
 use crate::names::{EnumNames, GfpNames};
-use crate::stall::{Printable, Scanned, Zone};
+use crate::stall::{Scanned, Zone};
+use crate::text::Printable;
 
 /// A value, or `-` where it is not known.
 pub struct OrDash<T>(pub Option<T>);
@@ -109,7 +111,7 @@ pub fn status_name(value: i32, statuses: &EnumNames) -> Cow<'_, str> {
 /// A cgroup's path, or its id where the path is not known.
 pub enum CgroupName<'a> {
     /// Anyone who may make cgroups chose its name.
-    Path(&'a str),
+    Path(&'a [u8]),
     /// It is gone or out of sight.
     Id(u64),
 }
@@ -124,7 +126,7 @@ impl<'a> CgroupName<'a> {
 impl Display for CgroupName<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path(path) => Printable(path.as_bytes()).fmt(f),
+            Self::Path(path) => Printable(path).fmt(f),
             Self::Id(id) => pad(f, format_args!("id:{id}")),
         }
     }
@@ -159,12 +161,12 @@ fn pad(f: &mut Formatter<'_>, parts: fmt::Arguments<'_>) -> fmt::Result {
     }
 }
 
-/// Counts characters.
+/// Counts columns.
 struct Length(usize);
 
 impl fmt::Write for Length {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0 += text.chars().count();
+        self.0 += text.width();
         Ok(())
     }
 }
@@ -215,7 +217,7 @@ mod tests {
         assert_eq!(format!("{:<7}|", Gfp(&gfp, 5)), "A|0x4  |");
         assert_eq!(format!("{:<2}|", Gfp(&gfp, 3)), "A|B|");
         assert_eq!(format!("{:>5}|", CgroupName::Id(7)), " id:7|");
-        assert_eq!(format!("{:<5}|", CgroupName::Path("/é")), "/é   |");
+        assert_eq!(format!("{:<5}|", CgroupName::Path("/é".as_bytes())), "/é   |");
         assert_eq!(format!("{:>3}|", OrDash::<u64>(None)), "  -|");
         assert_eq!(format!("{:>3}|", OrDash(Some(7))), "  7|");
         assert_eq!(format!("{:<6}|", ScannedPages(Scanned { migrate: 1, free: 22 })), "1/22  |");

@@ -34,6 +34,15 @@ pub struct Package {
     pub sha256: String,
 }
 
+/// A kernel in the archive.
+#[derive(Debug)]
+pub struct Kernel {
+    /// What it is to be called: the file of its image package.
+    pub name: String,
+    /// The packages that hold it.
+    pub packages: Vec<Package>,
+}
+
 impl Suite {
     /// Sets apt up for the suite `name` below `cache`, and fetches its list of packages if that is not recent.
     pub fn open(cache: &Path, name: &'static str) -> Result<Self> {
@@ -84,6 +93,7 @@ APT::Sandbox::User "root";
 Acquire::Languages "none";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 Acquire::PDiffs "false";
+APT::Update::Error-Mode "any";
 "#
         );
         fs::write(self.dir.join("apt.conf"), settings).context("cannot write apt.conf")
@@ -96,37 +106,33 @@ Acquire::PDiffs "false";
         apt
     }
 
-    /// The packages that hold the newest cloud kernel of `series`, if the suite has one.
-    pub fn kernel(&self, series: &str) -> Result<Option<Vec<Package>>> {
+    /// The newest cloud kernel of `series`, if the suite has one.
+    pub fn kernel(&self, series: &str) -> Result<Option<Kernel>> {
         let names = process::output(self.apt("apt-cache").args(["pkgnames", "linux-image-"]))?;
         let Some(image) = newest(series, names.lines()) else { return Ok(None) };
         let about =
             process::output(self.apt("apt-cache").args(["show", "--no-all-versions"]).arg(image))?;
         let mut download = self.apt("apt-get");
         download.args(["download", "--print-uris", image]).args(parts(&about));
-        let packages: Option<_> =
+        let packages: Option<Vec<_>> =
             process::output(&mut download)?.lines().map(Package::parse).collect();
-        Ok(Some(packages.context("apt-get says where packages are in words of its own")?))
+        let packages = packages.context("apt-get says where packages are in words of its own")?;
+        let own = packages.iter().find(|package| package.name() == image);
+        let name = own.context("a kernel without a package")?.file.clone();
+        Ok(Some(Kernel { name, packages }))
     }
 
-    /// Has `packages` in `dir`, and tells where.
+    /// Fetches `packages` into `dir`, and tells where they are.
     pub fn fetch(&self, packages: &[Package], dir: &Path) -> Result<Vec<PathBuf>> {
-        fs::create_dir_all(dir).with_context(|| format!("cannot create `{}`", dir.display()))?;
         let mut paths = Vec::new();
         for package in packages {
+            eprintln!("fetching {}", package.file);
+            let mut download = self.apt("apt-get");
+            download.args(["--quiet", "download", package.name()]).current_dir(dir);
+            process::run(&mut download)?;
             let path = dir.join(&package.file);
-            if !path.is_file() || sha256(&path)? != package.sha256 {
-                eprintln!("fetching {}", package.file);
-                let name = package.file.split('_').next().unwrap_or_default();
-                process::run(
-                    self.apt("apt-get").args(["--quiet", "download", name]).current_dir(dir),
-                )?;
-            }
             if sha256(&path)? != package.sha256 {
-                bail!(
-                    "`{}` is not what the archive's index says: remove it and try again",
-                    path.display()
-                );
+                bail!("`{}` is not what the archive's index says: try again", package.file);
             }
             paths.push(path);
         }
@@ -135,6 +141,10 @@ Acquire::PDiffs "false";
 }
 
 impl Package {
+    fn name(&self) -> &str {
+        package_name(&self.file)
+    }
+
     /// Reads a line of `apt-get download --print-uris`: address in quotes, file, size, checksum.
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_whitespace().skip(1);
@@ -142,6 +152,16 @@ impl Package {
         let sha256 = words.nth(1)?.strip_prefix("SHA256:")?.to_owned();
         Some(Self { file, sha256 })
     }
+}
+
+/// The package that a file holds: `NAME_VERSION_ARCHITECTURE.deb`.
+fn package_name(file: &str) -> &str {
+    file.split('_').next().unwrap_or_default()
+}
+
+/// Whether a kernel, as [`Kernel`] names it, is of `series`.
+pub fn is_of(series: &str, kernel: &str) -> bool {
+    newest(series, [package_name(kernel)].into_iter()).is_some()
 }
 
 /// The address of the archive in what apt says of its sources, the security updates left out: they lie elsewhere.

@@ -10,11 +10,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{
-    kernel::{Files, MODULES},
-    programs::Program,
-};
+use super::kernel::{Files, MODULES};
 use crate::process;
+use crate::programs::{Kind, Program};
 
 /// Has a guest's shell and all small tools.
 pub const BUSYBOX: &str = "/bin/busybox";
@@ -44,9 +42,10 @@ pub fn disk(dir: &Path, programs: &[Program], command: &str) -> Result<PathBuf> 
         }
     }
     for program in programs {
-        let to = Path::new(if program.is_test { "tests" } else { "bin" }).join(&program.name);
+        let is_tool = program.kind == Kind::Tool;
+        let to = Path::new(if is_tool { "bin" } else { "tests" }).join(&program.name);
         copy(&program.path, &root.join(&to))?;
-        if !program.is_test {
+        if is_tool {
             // Tests know memload by the path that cargo built it at.
             let built = root.join(program.path.strip_prefix("/").unwrap_or(&program.path));
             make_dir(built.parent().context("a program without a place")?)?;

@@ -5,9 +5,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
-use super::archive::Suite;
+use super::ALL;
+use super::archive::{self, Suite};
 use crate::process;
 
 /// Names another directory for what is fetched.
@@ -62,7 +63,7 @@ impl Kernel {
     pub fn parse(names: &[String]) -> Result<Vec<Self>> {
         let mut kernels = Vec::new();
         for name in names {
-            let meant = if name == "all" {
+            let meant = if name == ALL {
                 SERIES.iter().map(Self::Series).collect()
             } else if let Some(series) = SERIES.iter().find(|series| series.name == name) {
                 vec![Self::Series(series)]
@@ -118,29 +119,53 @@ impl Series {
         // Another one may be fetching the same.
         let lock = File::create(cache.join("lock")).context("cannot lock the cache")?;
         lock.lock().context("cannot lock the cache")?;
-        for name in self.suites {
-            let suite = Suite::open(&cache, name)?;
-            if let Some(packages) = suite.kernel(self.name)? {
-                let paths = suite.fetch(&packages, &cache.join("packages"))?;
-                // Of one build all, so the first stands for them.
-                let image = packages.first().context("a kernel without packages")?;
-                return unpack(&paths, &cache.join("kernels").join(&image.file));
+        let mut failure = None;
+        for suite in self.suites {
+            match self.files_of(&cache, suite) {
+                Ok(Some(files)) => return Ok(files),
+                Ok(None) => {}
+                // Another one may be there: mirrors do not have all suites.
+                Err(err) => failure = failure.or(Some(err)),
             }
         }
-        bail!("the mirror has none in {}", self.suites.join(" or "))
+        let none = || anyhow!("the mirror has none in {}", self.suites.join(" or "));
+        Err(failure.unwrap_or_else(none))
+    }
+
+    /// The newest kernel of a suite, fetched unless the cache has it.
+    fn files_of(&self, cache: &Path, suite: &'static str) -> Result<Option<Files>> {
+        let suite = Suite::open(cache, suite)?;
+        let Some(kernel) = suite.kernel(self.name)? else { return Ok(None) };
+        let kernels = cache.join("kernels");
+        let dir = kernels.join(&kernel.name);
+        if !dir.is_dir() {
+            fs::create_dir_all(&kernels)
+                .with_context(|| format!("cannot create `{}`", kernels.display()))?;
+            let scratch = tempfile::tempdir_in(cache).context("cannot write to the cache")?;
+            let packages = suite.fetch(&kernel.packages, scratch.path())?;
+            unpack(&packages, scratch.path(), &dir)?;
+            self.drop_others(&kernels, &kernel.name);
+        }
+        Ok(Some(Files { vmlinuz: dir.join("vmlinuz"), modules: dir }))
+    }
+
+    /// Removes what the cache has of older kernels of the series. One that stays is no failure.
+    fn drop_others(&self, kernels: &Path, current: &str) {
+        for entry in fs::read_dir(kernels).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name != current
+                && archive::is_of(self.name, &name)
+                && let Err(err) = fs::remove_dir_all(entry.path())
+            {
+                eprintln!("warning: cannot remove `{}`: {err}", entry.path().display());
+            }
+        }
     }
 }
 
-/// Unpacks `packages`, unless `dir` has their contents already.
-fn unpack(packages: &[PathBuf], dir: &Path) -> Result<Files> {
-    let files = Files { vmlinuz: dir.join("vmlinuz"), modules: dir.to_owned() };
-    if dir.is_dir() {
-        return Ok(files);
-    }
-    let parent = dir.parent().context("a cache without a place")?;
-    fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
-    let scratch = tempfile::tempdir_in(parent).context("cannot unpack into the cache")?;
-    let (all, wanted) = (scratch.path().join("all"), scratch.path().join("wanted"));
+/// Unpacks `packages` by way of `scratch`: what guests need of them becomes `dir`.
+fn unpack(packages: &[PathBuf], scratch: &Path, dir: &Path) -> Result<()> {
+    let (all, wanted) = (scratch.join("all"), scratch.join("wanted"));
     for package in packages {
         process::run(Command::new("dpkg-deb").arg("--extract").args([package, &all]))?;
     }
@@ -149,8 +174,7 @@ fn unpack(packages: &[PathBuf], dir: &Path) -> Result<Files> {
         .context("the package has no vmlinuz: Debian puts it elsewhere now")?;
     fs::copy(&vmlinuz, wanted.join("vmlinuz")).context("cannot copy the kernel")?;
     collect_modules(&all, &wanted)?;
-    fs::rename(&wanted, dir).context("cannot move the kernel into the cache")?;
-    Ok(files)
+    fs::rename(&wanted, dir).context("cannot move the kernel into the cache")
 }
 
 /// Puts those of [`MODULES`] that are somewhere below `from` into `to`, uncompressed.
@@ -248,6 +272,19 @@ mod tests {
             format!("{err:#}"),
             "no kernel `6.13`: name one of 5.10, 6.1, 6.12, 7, `all`, or the path of a vmlinuz"
         );
+    }
+
+    #[test]
+    fn only_older_kernels_of_a_series_are_dropped() {
+        let kernels = tempfile::tempdir().expect("a directory");
+        let names = ["6.1.0-49", "6.1.0-50", "6.12.107+deb13"]
+            .map(|version| format!("linux-image-{version}-cloud-amd64_1_amd64.deb"));
+        for name in names.iter().map(String::as_str).chain(["mine"]) {
+            fs::create_dir(kernels.path().join(name)).expect("a directory");
+        }
+        SERIES[1].drop_others(kernels.path(), &names[1]);
+        let left = names.each_ref().map(|name| kernels.path().join(name).exists());
+        assert_eq!((left, kernels.path().join("mine").exists()), ([false, true, true], true));
     }
 
     #[test]

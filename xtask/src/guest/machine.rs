@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::output::Output;
 use super::watch::{Ending, Event, Watch};
+use crate::output::Output;
 use crate::process;
 
 /// The emulator.
@@ -111,7 +111,14 @@ impl Machine<'_> {
                         }
                     }
                     Err(RecvTimeoutError::Disconnected) => {
-                        watch.note(Event::Closed, Instant::now());
+                        // Of its own, whatever the guest does, it ends well.
+                        let event = match qemu.0.wait() {
+                            Ok(status) if !status.success() => {
+                                Event::Broken(format!("{QEMU} failed: {status}"))
+                            }
+                            _ => Event::Closed,
+                        };
+                        watch.note(event, Instant::now());
                     }
                 }
             }

@@ -1,10 +1,9 @@
 //! `cargo xtask guest`: memtrace and its tests on other kernels than the one that runs here.
 //!
-//! `archive` and `kernel` get the kernels, `programs` builds what runs on them, `image` packs it, `machine` boots it,
-//! `watch` and `console` say how that went.
+//! `archive` and `kernel` get the kernels, `boots` says what runs on them, `image` packs it, `machine` boots it, `watch`
+//! and `console` say how that went.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,40 +15,50 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::output::Output;
 use crate::process;
+use crate::programs::Program;
+use crate::tally::Tally;
 
 pub mod archive;
+mod boots;
 mod console;
 pub mod image;
 mod kernel;
 pub mod machine;
-mod output;
-mod programs;
 mod watch;
 
+use boots::Boot;
 use kernel::{Files, Kernel};
 use machine::Machine;
-use output::Output;
-use programs::Program;
 use watch::Ending;
 
 /// How often a kernel may fail to boot. Some do now and then, for no reason of ours.
 const BOOTS: u32 = 3;
 
-/// Tests that are not run unless they are named: `errors` needs programs that a guest lacks, `loads` takes too long on an
-/// emulated machine, and nobody has tried `fields` yet.
-const NOT_IN_GUESTS: [&str; 3] = ["errors", "fields", "loads"];
+/// Stands for all kernels that Debian has.
+pub const ALL: &str = "all";
 
 /// What was asked for.
 #[derive(Args)]
 pub struct Guest {
     /// Kernels to boot: 5.10, 6.1, 6.12, 7 (the newest), `all`, or the path of a vmlinuz
     #[arg(required = true, value_name = "KERNEL")]
-    kernels: Vec<String>,
+    pub kernels: Vec<String>,
+    #[command(flatten)]
+    pub options: Options,
+    /// What to run in each guest, instead of the tests
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// What guests are made of, and how many.
+#[derive(Args)]
+pub struct Options {
     /// Memory of each guest
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: String,
-    /// More words for the kernel's command line
+    /// More words for the guests' kernel command line
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     append: String,
     /// Give a guest up after so many minutes
@@ -58,21 +67,63 @@ pub struct Guest {
     /// How many guests to run at once; as many as there are CPUs, if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
-    /// What to run in each guest, instead of the tests
-    #[arg(last = true, value_name = "COMMAND")]
-    command: Vec<String>,
 }
 
-/// A guest that is ready to be booted.
+/// What to run in the guests.
+pub enum Work<'a> {
+    /// A command, word by word.
+    Command(&'a [String]),
+    /// The tests whose names contain one of these, or all tests.
+    Tests(&'a [String]),
+}
+
+/// How it went on one kernel, in all its boots.
+pub struct Outcome {
+    /// What the kernel is called.
+    pub kernel: String,
+    /// The exit status, or why there is none.
+    pub status: Result<u8>,
+    /// The results of tests.
+    pub tally: Tally,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Outcome {
+    /// Says it in one line, that of tests with their results.
+    pub fn line(&self, of_tests: bool) -> String {
+        let Self { kernel, status, tally, took } = self;
+        match status {
+            Ok(0) if of_tests => format!("{kernel}: {}", tally.shown(*took)),
+            Ok(_) if of_tests => format!("error: {kernel}: {}", tally.shown(*took)),
+            Ok(status) => format!("{kernel}: exit status {status} after {} s", took.as_secs()),
+            Err(err) => format!("error: {err:#}"),
+        }
+    }
+}
+
+/// A kernel that is ready to be booted.
 struct Ready {
     name: String,
     kernel: Files,
     initramfs: PathBuf,
 }
 
-/// Runs the guests. Gives the status of the first command that failed.
-pub fn run(guest: &Guest, workspace: &Path, target_dir: &Path) -> Result<ExitCode> {
-    let kernels = Kernel::parse(&guest.kernels)?;
+/// Runs the guests. There may be none, where no test has the names asked for.
+pub fn run(
+    kernels: &[String],
+    options: &Options,
+    programs: &[Program],
+    work: &Work<'_>,
+) -> Result<Vec<Outcome>> {
+    let (boots, script) = match work {
+        Work::Command(command) => (vec![boots::USUAL], shell_command(command)),
+        Work::Tests(filters) => boots::tests(programs, filters)?,
+    };
+    if boots.is_empty() {
+        return Ok(Vec::new());
+    }
+    let kernels = Kernel::parse(kernels)?;
     // Not where temporary files usually are, which may be memory.
     let scratch = tempfile::Builder::new().prefix("memtrace-guest-").tempdir_in("/var/tmp");
     let scratch = scratch.context("cannot make a directory in /var/tmp")?;
@@ -81,42 +132,68 @@ pub fn run(guest: &Guest, workspace: &Path, target_dir: &Path) -> Result<ExitCod
         let initramfs = image::initramfs(scratch.path(), &name, &files)?;
         Ok(Ready { name, kernel: files, initramfs })
     };
-    let guests: Vec<_> = kernels.iter().map(ready).collect::<Result<_>>()?;
-    let programs = programs::build(workspace, &target_dir.join("guest"))?;
-    let disk = image::disk(scratch.path(), &programs, &shell_command(&guest.command, &programs))?;
+    let kernels: Vec<_> = kernels.iter().map(ready).collect::<Result<_>>()?;
+    let disk = image::disk(scratch.path(), programs, &script)?;
 
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot await signals")?;
     }
-    let statuses = in_parallel(guest.jobs, &guests, |ready| {
+    // The first boot takes longest.
+    let guests: Vec<_> =
+        boots.iter().flat_map(|boot| kernels.iter().map(move |kernel| (kernel, *boot))).collect();
+    let outcomes = in_parallel(options.jobs, &guests, |&(kernel, boot)| {
         let machine = Machine {
-            vmlinuz: &ready.kernel.vmlinuz,
-            initramfs: &ready.initramfs,
+            vmlinuz: &kernel.kernel.vmlinuz,
+            initramfs: &kernel.initramfs,
             disk: &disk,
-            memory: &guest.memory,
-            append: &guest.append,
-            time_limit: Duration::from_mins(guest.time_limit),
+            memory: &options.memory,
+            append: &words(boot, &options.append),
+            time_limit: Duration::from_mins(options.time_limit),
         };
-        let prefix = (guests.len() > 1).then(|| ready.name.clone());
+        let name = if boot == boots::USUAL {
+            kernel.name.clone()
+        } else {
+            format!("{} {}", kernel.name, boot.name)
+        };
+        let output = Output::new((guests.len() > 1).then(|| name.clone()));
         let start = Instant::now();
-        let status = boot(&machine, &ready.name, scratch.path(), &Output { prefix }, &stop);
-        let seconds = start.elapsed().as_secs();
-        match &status {
-            Ok(status) => eprintln!("{}: exit status {status} after {seconds} s", ready.name),
-            Err(err) => eprintln!("error: {}: {err:#}", ready.name),
-        }
-        status
+        let status = boot_guest(&machine, &name, scratch.path(), &output, &stop);
+        let took = start.elapsed();
+        let status = status.with_context(|| name);
+        Outcome { kernel: kernel.name.clone(), status, tally: output.into_tally(), took }
     });
     if stop.load(Ordering::Relaxed) {
         bail!("interrupted");
     }
-    let failed = statuses.into_iter().map(|status| status.unwrap_or(1)).find(|&status| status != 0);
-    Ok(failed.unwrap_or(0).into())
+    Ok(by_kernel(outcomes))
+}
+
+/// The words for the kernel's command line.
+fn words(boot: Boot, append: &str) -> String {
+    let words = [&format!("{}={}", boots::VARIABLE, boot.name), boot.append, append];
+    words.join(" ")
+}
+
+/// Puts the boots of one kernel together: the first failure counts.
+fn by_kernel(outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    let mut kernels = Vec::<Outcome>::new();
+    for outcome in outcomes {
+        let Some(known) = kernels.iter_mut().find(|known| known.kernel == outcome.kernel) else {
+            kernels.push(outcome);
+            continue;
+        };
+        known.tally.add(outcome.tally);
+        known.took += outcome.took;
+        if matches!(known.status, Ok(0)) {
+            known.status = outcome.status;
+        }
+    }
+    kernels
 }
 
 /// Boots a guest, again if it does not get as far as its command.
-fn boot(
+fn boot_guest(
     machine: &Machine<'_>,
     name: &str,
     scratch: &Path,
@@ -171,22 +248,10 @@ fn in_parallel<T: Sync, R: Send>(
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// What the guest's shell shall run: the command, or all tests. One that fails does not keep the others from running.
-fn shell_command(command: &[String], programs: &[Program]) -> String {
-    if !command.is_empty() {
-        let words: Vec<_> = command.iter().map(|word| process::quoted(word.as_ref())).collect();
-        return words.join(" ");
-    }
-    let mut lines = vec!["status=0".to_owned()];
-    for test in programs.iter().filter(|program| program.is_test) {
-        let name = &test.name;
-        if NOT_IN_GUESTS.contains(&name.as_str()) {
-            continue;
-        }
-        lines.push(format!("echo '== {name}'; /tests/{name} --test-threads=1 || status=1"));
-    }
-    lines.push("exit $status".to_owned());
-    lines.join("\n")
+/// The command as the guest's shell reads it.
+fn shell_command(command: &[String]) -> String {
+    let words: Vec<_> = command.iter().map(|word| process::quoted(word.as_ref())).collect();
+    words.join(" ")
 }
 
 #[cfg(test)]
@@ -196,20 +261,26 @@ mod tests {
     #[test]
     fn a_command_is_run_word_by_word() {
         let command = ["sh", "-c", "exit 3"].map(str::to_owned);
-        assert_eq!(shell_command(&command, &[]), "sh -c 'exit 3'");
+        assert_eq!(shell_command(&command), "sh -c 'exit 3'");
     }
 
     #[test]
-    fn without_a_command_the_tests_are_run() {
-        let program =
-            |name: &str, is_test| Program { name: name.to_owned(), path: "/x".into(), is_test };
-        let programs =
-            [program("memload", false), program("oracle", true), program("errors", true)];
-        let expected = "\
-status=0
-echo '== oracle'; /tests/oracle --test-threads=1 || status=1
-exit $status";
-        assert_eq!(shell_command(&[], &programs), expected);
+    fn the_first_failure_of_a_kernel_counts() {
+        let outcome = |kernel: &str, status| Outcome {
+            kernel: kernel.to_owned(),
+            status,
+            tally: Tally::default(),
+            took: Duration::from_secs(2),
+        };
+        let outcomes = [("6.1", 0), ("7", 0), ("6.1", 3), ("7", 0), ("6.1", 4)];
+        let outcomes = outcomes.map(|(kernel, status)| outcome(kernel, Ok(status)));
+        let kernels = by_kernel(outcomes.into());
+        let found: Vec<_> = kernels
+            .iter()
+            .map(|kernel| (kernel.kernel.as_str(), kernel.status.as_ref().ok(), kernel.took))
+            .collect();
+        let secs = Duration::from_secs;
+        assert_eq!(found, [("6.1", Some(&3), secs(6)), ("7", Some(&0), secs(4))]);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum Event {
     Control(String),
     /// All channels are closed: the emulator has ended.
     Closed,
+    /// The emulator has failed, for this reason.
+    Broken(String),
 }
 
 /// How a guest ended.
@@ -84,9 +86,12 @@ impl Watch {
             },
             Event::Closed => {
                 self.fail("the guest turned itself off", now);
-                if let Some((_, at)) = &mut self.ending {
-                    *at = now.checked_sub(LAST_WORDS).unwrap_or(*at);
-                }
+                self.expect_no_more(now);
+            }
+            // To try again is of no use.
+            Event::Broken(why) => {
+                self.end(Ending::Died(why), now);
+                self.expect_no_more(now);
             }
         }
     }
@@ -112,6 +117,12 @@ impl Watch {
     fn fail(&mut self, why: &str, now: Instant) {
         let why = why.to_owned();
         self.end(if self.is_up { Ending::Died(why) } else { Ending::NotBooted(why) }, now);
+    }
+
+    fn expect_no_more(&mut self, now: Instant) {
+        if let Some((_, at)) = &mut self.ending {
+            *at = now.checked_sub(LAST_WORDS).unwrap_or(*at);
+        }
     }
 
     /// The first ending counts: what comes after it is of its making.
@@ -158,6 +169,14 @@ mod tests {
         let ending = watched([control("hello"), panic(), Event::Closed]);
         assert_eq!(ending, Ending::Died("the kernel panicked".into()));
         let ending = watched([control("hello"), control("exit 0"), panic()]);
+        assert_eq!(ending, Ending::Exited(0), "the command had ended before");
+    }
+
+    #[test]
+    fn an_emulator_that_fails_is_not_tried_again() {
+        let broken = || Event::Broken("qemu failed".to_owned());
+        assert_eq!(watched([broken()]), Ending::Died("qemu failed".into()));
+        let ending = watched([control("hello"), control("exit 0"), broken()]);
         assert_eq!(ending, Ending::Exited(0), "the command had ended before");
     }
 

@@ -1,10 +1,14 @@
 //! The command line of memtrace.
 //!
-//! `cli` is what can be typed, `config` what it means, `trace` does it.
+//! `cli` is what can be typed, `config` what it means, `trace` does it; `limits`, `protect`
+//! and `privileges` see to it that memtrace can run, keeps running, and harms no one.
 
 mod cli;
 mod config;
+mod limits;
 mod output;
+mod privileges;
+mod protect;
 mod trace;
 
 use std::process::ExitCode;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use memtrace::view::Sink;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{FileType, fstat},
@@ -15,7 +16,9 @@ use rustix::{
 
 /// Most bytes that wait for a reader. After that stalls wait in the ring buffer, whose losses are
 /// counted.
-const MOST_WAITING: usize = 1 << 20;
+const MOST_WAITING: usize = 128 << 10;
+/// Room for the line that goes beyond it.
+const ONE_MORE: usize = 64 << 10;
 /// Bytes that a pipe takes without blocking when it can be written to at all (`PIPE_BUF`).
 const AT_ONCE: usize = 4096;
 
@@ -31,6 +34,10 @@ pub enum Reader {
     Gone,
 }
 
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// How long a reader may take to read on while much is put out at once.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
 /// Standard output: written in whole lines, as soon as nothing more is waiting.
 #[derive(Debug)]
 pub struct Output {
@@ -38,12 +45,37 @@ pub struct Output {
     pub lines: Vec<u8>,
     /// A file takes everything; pipes and terminals have to be asked.
     is_file: bool,
+    /// Whether the reader was waited for in vain, and is not again until it has read all.
+    is_slow: bool,
+}
+
+impl Sink for Output {
+    fn lines(&mut self) -> &mut Vec<u8> {
+        &mut self.lines
+    }
+
+    /// Writes as much as the reader takes in a moment. What it does not take is held.
+    fn pause(&mut self) {
+        if self.has_room() {
+            return;
+        }
+        while let Ok(Reader::Busy) = self.flush() {
+            self.is_slow = self.is_slow || reader(PollFlags::OUT, PAUSE) != Reader::Ready;
+            if self.is_slow {
+                return;
+            }
+        }
+    }
 }
 
 impl Output {
     pub fn new() -> Self {
         let kind = fstat(stdio::stdout()).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        Self { lines: Vec::new(), is_file: kind == Ok(FileType::RegularFile) }
+        Self {
+            lines: Vec::with_capacity(MOST_WAITING + ONE_MORE),
+            is_file: kind == Ok(FileType::RegularFile),
+            is_slow: false,
+        }
     }
 
     /// Whether more lines may be added.
@@ -61,7 +93,7 @@ impl Output {
             }
             let part = if self.is_file { rest } else { &rest[..rest.len().min(AT_ONCE)] };
             if !self.is_file {
-                match reader(PollFlags::OUT) {
+                match reader(PollFlags::OUT, NOW) {
                     Reader::Ready => {}
                     other => break other,
                 }
@@ -77,6 +109,7 @@ impl Output {
             }
         };
         self.lines.drain(..written);
+        self.is_slow = self.is_slow && reader != Reader::Ready;
         Ok(reader)
     }
 }
@@ -84,13 +117,13 @@ impl Output {
 /// Looks whether the reader of standard output is gone without writing: on a quiet host the next
 /// row may never come.
 pub fn is_gone() -> bool {
-    reader(PollFlags::empty()) == Reader::Gone
+    reader(PollFlags::empty(), NOW) == Reader::Gone
 }
 
-fn reader(interest: PollFlags) -> Reader {
+fn reader(interest: PollFlags, patience: Timespec) -> Reader {
     let stdout: BorrowedFd<'_> = stdio::stdout();
     let mut polled = [PollFd::from_borrowed_fd(stdout, interest)];
-    let found = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    let found = poll(&mut polled, Some(&patience));
     let events = polled[0].revents();
     match found {
         Ok(_) if events.contains(PollFlags::ERR) => Reader::Gone,

@@ -14,6 +14,7 @@ use memtrace::{
     names::Names,
     view::{Summary, View},
 };
+use rustix::thread::CapabilitySet;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{Signal, SignalKind, signal},
@@ -23,7 +24,9 @@ use tokio::{
 
 use crate::{
     config::{Config, Verbosity},
+    limits,
     output::{self, Output, Reader, say},
+    privileges, protect,
 };
 
 /// How often to look at the ring buffer although the probes have not called. They call only when a
@@ -40,6 +43,7 @@ const COMPARE_CLOCKS_EVERY: Duration = Duration::from_secs(1);
 
 /// Traces as `config` says.
 pub fn run(config: &Config) -> Result<()> {
+    limits::check(config.request.buffer_size)?;
     if config.verbosity == Verbosity::Verbose {
         env_logger::Builder::new()
             .filter_module("memtrace", log::LevelFilter::Debug)
@@ -137,16 +141,41 @@ impl<'a> Run<'a> {
     fn start(config: &'a Config) -> Result<Self> {
         Facts::gather().check()?;
         let kernel = Kernel::running(&live::tracepoints())?;
+        let names = live::names(&kernel);
+        if config.request.stacks {
+            // Takes long, some memory, and privileges.
+            names.symbols.read();
+        }
         let live = Live::start(&config.request, &kernel)?;
-        Ok(Self {
+        let started = Instant::now();
+        drop(kernel);
+        protect::reserve(config.view.histogram.map_or(0, |histogram| histogram.max_keys));
+        let run = Self {
             config,
             live,
-            names: live::names(&kernel),
+            names,
             view: View::new(config.view.clone()),
             output: Output::new(),
             stalls: 0,
-            started: Instant::now(),
-        })
+            started,
+        };
+        let protection = protect::protect();
+        run.give_up_privileges()?;
+        if config.verbosity == Verbosity::Verbose {
+            say(format_args!("memtrace: {protection}"));
+        }
+        Ok(run)
+    }
+
+    fn give_up_privileges(&self) -> Result<()> {
+        let kept = if self.config.request.cgroups {
+            // Finds cgroups by their ids.
+            CapabilitySet::DAC_READ_SEARCH
+        } else {
+            CapabilitySet::empty()
+        };
+        let works = || self.live.losses().is_ok() && self.live.unfinished().is_ok();
+        privileges::give_up(kept, works).context("cannot give up privileges")
     }
 
     async fn trace(mut self, stop: &mut Stop) -> Result<()> {
@@ -194,7 +223,7 @@ impl<'a> Run<'a> {
                         }
                     }
                     self.show_all()?;
-                    self.view.interval(&mut self.names, Timestamp::now(), &mut self.output.lines);
+                    self.view.interval(&mut self.names, Timestamp::now(), &mut self.output);
                     reader = self.output.flush()?;
                     continue;
                 }
@@ -247,7 +276,7 @@ impl<'a> Run<'a> {
         }
         self.live.flush_log();
         if self.config.interval.is_some() && end == End::Planned {
-            self.view.interval(&mut self.names, Timestamp::now(), &mut self.output.lines);
+            self.view.interval(&mut self.names, Timestamp::now(), &mut self.output);
         }
         let losses = self.live.losses()?;
         let summary = Summary {
@@ -260,7 +289,7 @@ impl<'a> Run<'a> {
             duration,
             unavailable: self.live.unavailable().to_vec(),
         };
-        self.view.end(&mut self.names, Timestamp::now(), &summary, &mut self.output.lines);
+        self.view.end(&mut self.names, Timestamp::now(), &summary, &mut self.output);
         delivered = delivered && self.deliver(end, stop).await?;
         if self.config.verbosity != Verbosity::Quiet || !summary.is_complete() {
             say(&summary);

@@ -1,0 +1,35 @@
+//! Privileges that memtrace has no more use for: given up as soon as the probes are attached, so that
+//! whatever it reads from then on, which others have written, cannot make it do them harm.
+
+use std::io;
+
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+};
+
+/// Gives up all capabilities but those of `kept` that the process has.
+///
+/// CAP_BPF stays as well where `works`, which is tried without it, does not: some kernels want it for
+/// reading the probes' own maps.
+pub fn give_up(kept: CapabilitySet, works: impl FnOnce() -> bool) -> io::Result<()> {
+    set_no_new_privs(true)?;
+    let has = capabilities(None)?;
+    if has.effective.contains(CapabilitySet::SETPCAP) {
+        for capability in CapabilitySet::all() {
+            // A kernel does not know all of them, and has nothing to remove then.
+            let _removed: rustix::io::Result<()> = remove_capability_from_bounding_set(capability);
+        }
+    }
+    // No kernel that runs the probes lacks it.
+    clear_ambient_capability_set()?;
+    let kept = kept & has.permitted;
+    let bpf = CapabilitySet::BPF & has.permitted;
+    set(kept, kept | bpf)?;
+    if works() { set(kept, kept) } else { set(kept | bpf, kept | bpf) }
+}
+
+fn set(effective: CapabilitySet, permitted: CapabilitySet) -> io::Result<()> {
+    let inheritable = CapabilitySet::empty();
+    Ok(set_capabilities(None, CapabilitySets { effective, permitted, inheritable })?)
+}

@@ -1,0 +1,162 @@
+//! What keeps memtrace running while the host is short of memory: it has all the memory that it is
+//! going to need, keeps it, and is among the last that the kernel kills.
+//!
+//! Each page fault may end in the very reclaim that memtrace looks at. So before it traces it touches
+//! as much heap and stack as tracing takes, and locks its memory: the code as a whole, as any of it
+//! may be needed, and of everything else the pages that are in use. Later growth is not locked: with
+//! `MCL_FUTURE` it would fail, and end memtrace, where it exceeds `RLIMIT_MEMLOCK`.
+
+use std::{fmt, fs, hint::black_box, io, ops::Range};
+
+use rustix::mm::{MlockFlags, mlock, mlock_with};
+
+/// Heap to have in advance: output that waits, names of cgroups, and some for everything else.
+const HEAP: usize = 512 << 10;
+/// The same for each key of histograms.
+const HEAP_PER_KEY: usize = 1536;
+/// Most heap to have in advance for keys; more of them, or longer ones, may have to wait for memory.
+const MOST_HEAP_FOR_KEYS: usize = 2 << 20;
+/// Stack to have in advance, several times what tracing takes.
+const STACK: usize = 64 << 10;
+/// What `oom_score_adj` shall be: after everything that is not protected as well.
+const OOM_SCORE_ADJ: i32 = -900;
+
+/// How far memtrace is protected.
+#[derive(Debug)]
+pub struct Protection {
+    /// Bytes of locked mappings.
+    locked: usize,
+    /// Bytes that could not be locked, and why.
+    unlocked: usize,
+    refusal: Option<io::Error>,
+    oom_score_adj: io::Result<()>,
+}
+
+/// Gives memory back that only starting took, and does not give back any more from now on: it would
+/// have to be asked for again. Makes room for the histograms of `keys` keys.
+pub fn reserve(keys: usize) {
+    keep_heap();
+    let heap = HEAP + (keys * HEAP_PER_KEY).min(MOST_HEAP_FOR_KEYS);
+    drop(black_box(vec![1_u8; heap]));
+    touch_stack();
+}
+
+#[cfg(target_env = "gnu")]
+fn keep_heap() {
+    // SAFETY: the call only changes the allocator's own state.
+    unsafe { libc::malloc_trim(0) };
+    // SAFETY: as above.
+    unsafe { libc::mallopt(libc::M_MMAP_MAX, 0) };
+    // SAFETY: as above.
+    unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn keep_heap() {}
+
+#[inline(never)]
+fn touch_stack() {
+    black_box([1_u8; STACK]);
+}
+
+/// Protects memtrace as far as the kernel lets it.
+pub fn protect() -> Protection {
+    let mut protection =
+        Protection { locked: 0, unlocked: 0, refusal: None, oom_score_adj: lower_oom_score() };
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let mut mappings: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
+    // The code first, as long as there is a limit.
+    mappings.sort_by_key(|mapping| !mapping.is_code);
+    for mapping in mappings {
+        match mapping.lock() {
+            Ok(()) => protection.locked += mapping.range.len(),
+            Err(error) => {
+                protection.unlocked += mapping.range.len();
+                protection.refusal.get_or_insert(error);
+            }
+        }
+    }
+    protection
+}
+
+fn lower_oom_score() -> io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let present = fs::read_to_string(FILE)?.trim().parse::<i32>();
+    if present.is_ok_and(|present| present <= OOM_SCORE_ADJ) {
+        return Ok(());
+    }
+    fs::write(FILE, OOM_SCORE_ADJ.to_string())
+}
+
+/// A part of this process's memory that can be reclaimed.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping {
+    range: Range<usize>,
+    is_code: bool,
+}
+
+impl Mapping {
+    /// Reads a line of `/proc/self/maps`, proc_pid_maps(5); nothing where there is nothing to lock.
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let (from, to) = fields.next()?.split_once('-')?;
+        let (access, name) = (fields.next()?, fields.nth(3).unwrap_or_default());
+        let address = |text| usize::from_str_radix(text, 16).ok();
+        // The kernel's own pages are never reclaimed, and a gap has none.
+        let is_kernels = name.starts_with("[v") || access.ends_with('s');
+        if is_kernels || access.starts_with("---") {
+            return None;
+        }
+        Some(Self { range: address(from)?..address(to)?, is_code: access.contains('x') })
+    }
+
+    fn lock(&self) -> io::Result<()> {
+        let (start, len) = (self.range.start as *mut _, self.range.len());
+        if self.is_code {
+            // SAFETY: locking changes nothing of what is in memory.
+            unsafe { mlock(start, len) }?;
+        } else {
+            // SAFETY: as above.
+            unsafe { mlock_with(start, len, MlockFlags::ONFAULT) }?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { locked, unlocked, refusal, oom_score_adj } = self;
+        write!(f, "{} KiB of own memory locked", locked >> 10)?;
+        if let Some(error) = refusal {
+            let unlocked = unlocked >> 10;
+            write!(f, ", {unlocked} KiB not ({error}: `ulimit -l`, or CAP_IPC_LOCK)")?;
+        }
+        match oom_score_adj {
+            Ok(()) => write!(f, "; OOM score lowered"),
+            Err(error) => write!(f, "; OOM score not lowered ({error}: CAP_SYS_RESOURCE)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_what_can_be_reclaimed() {
+        let parse = |line| Mapping::parse(line).map(|mapping| (mapping.range, mapping.is_code));
+        assert_eq!(
+            parse("5000-7000 r-xp 001e2000 fe:00 123   /a path/memtrace"),
+            Some((0x5000..0x7000, true))
+        );
+        assert_eq!(
+            parse("5000-7000 rw-p 00000000 00:00 0   [heap]"),
+            Some((0x5000..0x7000, false))
+        );
+        assert_eq!(parse("5000-7000 rw-p 00000000 00:00 0"), Some((0x5000..0x7000, false)));
+        assert_eq!(parse("5000-7000 ---p 00000000 00:00 0"), None);
+        assert_eq!(parse("5000-7000 r--s 00001000 00:0e 9 anon_inode:bpf-map"), None);
+        assert_eq!(parse("5000-7000 r-xp 00000000 00:00 0  [vdso]"), None);
+        assert_eq!(parse("garbage"), None);
+    }
+}

@@ -1,0 +1,314 @@
+//! memtrace survives what it observes: it stays small, makes no stall of its own, leaves nothing
+//! behind, and does not mind another one beside it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    maps::loaded_maps,
+    programs::{loaded_links, loaded_programs},
+};
+use rustix::{fs::Advice, process::Signal};
+use tests::{
+    cgroup::{Cgroup, TEST},
+    host::TempDir,
+    load::{Churning, HITS, Load, limited_cgroup},
+    oracle::Detail,
+    rows::Output,
+    run::Memtrace,
+    wait::wait_until,
+};
+
+/// Most threads of one load.
+const THREADS: usize = 250;
+/// Memory of a thread of a load: its buffer, and some for its stack and its place in the kernel.
+const THREAD_BYTES: u64 = 320 << 10;
+/// Page cache that is left to a thousand threads.
+const CACHE_BYTES: u64 = 32 << 20;
+
+fn memload() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_memload"))
+}
+
+/// A line of /proc/PID/status in KiB.
+fn status_kib(pid: u32, key: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("memtrace is gone")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+    number.with_context(|| format!("no `{key}` in: {status}"))
+}
+
+/// The most memory that memtrace had at any time, start-up included.
+#[track_caller]
+fn assert_peak(memtrace: &Memtrace, what: &str, limit_mib: u64) -> Result<()> {
+    let peak = status_kib(memtrace.id(), "VmHWM")?;
+    println!("{what}: {peak} KiB at most, {} KiB now", status_kib(memtrace.id(), "VmRSS")?);
+    assert!(peak <= limit_mib << 10, "{what}: {peak} KiB, more than {limit_mib} MiB");
+    Ok(())
+}
+
+/// Loads of so many threads altogether, in one cgroup.
+fn crowd(threads: usize) -> Result<(Cgroup, Vec<Load>, String)> {
+    let limit = threads as u64 * THREAD_BYTES + CACHE_BYTES;
+    let cgroup = Cgroup::limited(TEST, limit)?;
+    let what = Churning { threads: THREADS, ..Churning::new(&cgroup) };
+    let loads = (0..threads / THREADS).map(|_| Load::churn(memload(), &what));
+    let loads = loads.collect::<Result<Vec<_>>>()?;
+    let pids: Vec<_> = loads.iter().map(|load| load.id().to_string()).collect();
+    Ok((cgroup, loads, pids.join(",")))
+}
+
+/// The threads in JSON that is still being written.
+fn tids(text: &str) -> BTreeSet<&str> {
+    let rows = text.lines().filter_map(|line| line.split_once("\"tid\":"));
+    rows.filter_map(|(_, rest)| rest.split(',').next()).collect()
+}
+
+#[test]
+fn a_thousand_threads_take_ten_mib() -> Result<()> {
+    let (cgroup, mut loads, pids) = crowd(1000)?;
+    let rows = Memtrace::start(&["drsnoop", "-e", "-p", &pids]);
+    let json = Memtrace::start(&["drsnoop", "--json", "-p", &pids]);
+    let histograms = Memtrace::start(&["drsnoop", "-H", "--json", "-p", &pids, "1"]);
+    for load in &mut loads {
+        load.go()?;
+    }
+    // Each look takes long.
+    let mut next_look = HITS;
+    wait_until("900 of 1000 threads to stall and be shown", || {
+        let hits = cgroup.limit_hits().unwrap_or_default();
+        if hits < next_look {
+            return false;
+        }
+        next_look = hits + HITS;
+        [json.stdout(), histograms.stdout()].iter().all(|output| tids(output).len() >= 900)
+    });
+    assert_peak(&rows, "rows", 10)?;
+    assert_peak(&json, "JSON", 10)?;
+    assert_peak(&histograms, "histograms by thread", 10)?;
+    drop(loads);
+    for memtrace in [rows, json, histograms] {
+        memtrace.stop().assert_success();
+    }
+    Ok(())
+}
+
+/// A shell that starts some thousand short processes one after the other, each of which reads a part
+/// of a file that does not fit into the cgroup's limit. Killed when dropped.
+struct Swarm(Child);
+
+/// Processes of one swarm.
+const EACH: u32 = 4500;
+
+impl Swarm {
+    fn start(cgroup: &Cgroup, file: &Path, first: u32) -> Result<Self> {
+        const SCRIPT: &str = "read -r go; i=$2; end=$((i + $3)); while [ $i -lt $end ]; do \
+            dd if=\"$1\" of=/dev/null bs=256k count=1 skip=$((i % 256)) 2>/dev/null; i=$((i + 1)); done";
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", SCRIPT, "sh"])
+            .arg(file)
+            .args([first, EACH].map(|number| number.to_string()));
+        let child = shell.stdin(Stdio::piped()).spawn().context("cannot start a shell")?;
+        let swarm = Self(child);
+        cgroup.add(swarm.0.id())?;
+        Ok(swarm)
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("cannot wait for the shell").is_some()
+    }
+
+    fn go(&mut self) -> Result<()> {
+        let stdin = self.0.stdin.as_mut().context("no standard input")?;
+        stdin.write_all(b"\n").context("the shell is gone")
+    }
+}
+
+impl Drop for Swarm {
+    fn drop(&mut self) {
+        // Both fail where it has ended, which is what is wanted.
+        let _killed: std::io::Result<()> = self.0.kill();
+        let _waited: std::io::Result<_> = self.0.wait();
+    }
+}
+
+/// Makes a file whose pages no cgroup is charged for yet.
+fn make_uncached(path: &Path, size: usize) -> Result<()> {
+    fs::write(path, vec![0xa5; size]).context("cannot make a file")?;
+    let file = fs::File::open(path)?;
+    file.sync_all()?;
+    rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).context("cannot uncache a file")
+}
+
+#[test]
+fn ten_thousand_threads_that_came_and_went_take_sixteen_mib() -> Result<()> {
+    let dir = TempDir::new()?;
+    let file = dir.path().join("file");
+    make_uncached(&file, 64 << 20)?;
+    let cgroup = limited_cgroup()?;
+    let swarms = [0, 64, 128, 192].map(|first| Swarm::start(&cgroup, &file, first));
+    let mut swarms = swarms.into_iter().collect::<Result<Vec<_>>>()?;
+    let path = cgroup.path().to_str().context("a path of the tests' own")?;
+    let rows = Memtrace::start(&["drsnoop", "--json", "-c", path]);
+    let histograms = Memtrace::start(&["drsnoop", "-H", "-c", path, "10"]);
+    for swarm in &mut swarms {
+        swarm.go()?;
+    }
+    for swarm in &mut swarms {
+        wait_until("thousands of processes to come and go", || swarm.has_ended());
+    }
+    let seen = tids(&rows.stdout()).len();
+    assert!(seen >= 10_000, "only {seen} threads stalled");
+    let shown = || histograms.stdout().contains("other = ");
+    wait_until("more threads than are told apart", shown);
+    assert_peak(&rows, "rows", 16)?;
+    assert_peak(&histograms, "histograms by thread", 16)?;
+    for memtrace in [rows, histograms] {
+        memtrace.stop().assert_success();
+    }
+    Ok(())
+}
+
+/// memtrace itself is in the cgroup whose limit is reached all the time, where every page that it
+/// asked for would have to be reclaimed first.
+#[test]
+fn it_makes_no_stall_of_its_own() -> Result<()> {
+    let cgroup = limited_cgroup()?;
+    let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+    let observed = Memtrace::start(&["drsnoop", "-H", "-p", &load.id().to_string()]);
+    let locked = status_kib(observed.id(), "VmLck")?;
+    assert!(locked >= 4 << 10, "only {locked} KiB are locked");
+    cgroup.add(observed.id())?;
+    let observer = Memtrace::start(&["drsnoop", "--json", "-p", &observed.id().to_string()]);
+    load.work(&cgroup, 4 * HITS)?;
+    let own = observer.stop();
+    own.assert_success();
+    let own = Output::parse(&own.stdout)?;
+    own.summary.assert_nothing_lost();
+    assert!(own.rows.is_empty(), "memtrace stalled itself: {:?}", own.rows);
+    load.stop()?;
+    let finished = observed.stop();
+    finished.assert_success();
+    assert!(finished.summary().stalls >= 100, "there was nothing to see: {}", finished.stderr);
+    Ok(())
+}
+
+/// Ids of what memtrace has in the kernel.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Objects {
+    programs: BTreeSet<u32>,
+    maps: BTreeSet<u32>,
+    links: BTreeSet<u32>,
+}
+
+impl Objects {
+    /// What process `pid` holds, with the maps that only its programs hold.
+    fn of(pid: u32) -> Result<Self> {
+        let mut objects = Self::default();
+        for info in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+            let text = fs::read_to_string(info?.path())?;
+            for line in text.lines() {
+                let Some((key, value)) = line.split_once(':') else { continue };
+                let ids = match key {
+                    "prog_id" => &mut objects.programs,
+                    "map_id" => &mut objects.maps,
+                    "link_id" => &mut objects.links,
+                    _ => continue,
+                };
+                ids.insert(value.trim().parse()?);
+            }
+        }
+        for program in loaded_programs().filter_map(Result::ok) {
+            if objects.programs.contains(&program.id()) {
+                objects.maps.extend(program.map_ids()?.into_iter().flatten());
+            }
+        }
+        ensure!(!objects.programs.is_empty(), "memtrace has no programs");
+        ensure!(objects.maps.len() > 3, "memtrace has no maps: {objects:?}");
+        ensure!(!objects.links.is_empty(), "memtrace has no links");
+        Ok(objects)
+    }
+
+    /// Those of them that the kernel still has.
+    fn left(&self) -> Self {
+        let programs = loaded_programs().filter_map(|program| Some(program.ok()?.id()));
+        let maps = loaded_maps().filter_map(|map| Some(map.ok()?.id()));
+        let links = loaded_links().filter_map(|link| Some(link.ok()?.id()));
+        Self {
+            programs: programs.filter(|id| self.programs.contains(id)).collect(),
+            maps: maps.filter(|id| self.maps.contains(id)).collect(),
+            links: links.filter(|id| self.links.contains(id)).collect(),
+        }
+    }
+
+    /// The kernel frees them a moment after the last descriptor is closed.
+    #[track_caller]
+    fn assert_gone(&self) {
+        wait_until("the kernel to free what memtrace had", || self.left() == Self::default());
+    }
+}
+
+#[test]
+fn killed_while_tracing_it_leaves_nothing() -> Result<()> {
+    let cgroup = limited_cgroup()?;
+    let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+    let memtrace = Memtrace::start(&["drsnoop", "-e", "-p", &load.id().to_string()]);
+    load.work(&cgroup, HITS / 8)?;
+    let objects = Objects::of(memtrace.id())?;
+    assert_eq!(objects.left(), objects, "the kernel has all of it while memtrace runs");
+    memtrace.signal(Signal::KILL);
+    assert_eq!(memtrace.wait().status.code(), None, "killed");
+    objects.assert_gone();
+    load.stop()?;
+    Ok(())
+}
+
+#[test]
+fn two_hundred_runs_leave_nothing() -> Result<()> {
+    let mut all = Objects::default();
+    for number in 0..200 {
+        let subject = if number % 2 == 0 { "drsnoop" } else { "compactsnoop" };
+        let memtrace = Memtrace::start(&[subject, "-e"]);
+        let Objects { programs, maps, links } = Objects::of(memtrace.id())?;
+        memtrace.stop().assert_success();
+        all.programs.extend(programs);
+        all.maps.extend(maps);
+        all.links.extend(links);
+    }
+    all.assert_gone();
+    Ok(())
+}
+
+#[test]
+fn two_at_once_see_the_same() -> Result<()> {
+    let cgroup = limited_cgroup()?;
+    let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+    let pid = load.id().to_string();
+    let pair = [(); 2].map(|()| Memtrace::start(&["drsnoop", "--json", "-p", &pid]));
+    load.work(&cgroup, HITS)?;
+    load.stop()?;
+    let [one, other] = pair.map(|memtrace| {
+        let finished = memtrace.stop();
+        finished.assert_success();
+        seen(&finished.stdout)
+    });
+    let (one, other) = (one?, other?);
+    assert!(one.len() >= 100, "only {} stalls", one.len());
+    assert_eq!(one, other);
+    Ok(())
+}
+
+/// The stalls of each thread, in their order, without the times, which are taken by each for itself.
+fn seen(stdout: &str) -> Result<Vec<(u32, String, Detail)>> {
+    let Output { mut rows, summary, histograms: _ } = Output::parse(stdout)?;
+    summary.assert_nothing_lost();
+    rows.sort_by_key(|row| (row.tid, row.start_ns));
+    Ok(rows.into_iter().map(|row| (row.tid, row.kind, row.detail)).collect())
+}

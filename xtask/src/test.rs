@@ -1,0 +1,90 @@
+//! `cargo xtask test`: unit tests, integration tests on the running kernel, and on other kernels in guests; at the end a
+//! line for each.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::commands::{self, Profile};
+use crate::guest::{self, Options, Work};
+use crate::output::Output;
+use crate::process;
+use crate::programs::{self, Kind, Program};
+use crate::tally::{PROGRAM, Tally};
+
+/// Tells the integration tests which memtrace to test.
+const MEMTRACE_BIN: &str = "MEMTRACE_BIN";
+
+/// What was asked for.
+#[derive(Args)]
+pub struct Test {
+    /// Leave out the guests
+    #[arg(long)]
+    pub no_guests: bool,
+    #[command(flatten)]
+    options: Options,
+    /// Run only the tests whose name contains one of these
+    filters: Vec<String>,
+}
+
+/// Runs the tests. One that fails does not keep the others from running.
+pub fn run(test: &Test) -> Result<()> {
+    let workspace = commands::workspace()?;
+    // What is shipped, and what it is tested with.
+    commands::build(Profile::Release)?;
+    let programs = programs::build(workspace)?;
+
+    let mut failures = Vec::new();
+    // In the dev profile, which is quick to build. Always of the same packages: another choice has other features.
+    for targets in [&["--lib", "--bins"][..], &["--doc"]] {
+        let mut cargo = process::cargo();
+        cargo.current_dir(workspace).args(["test", "--no-fail-fast"]).args(targets);
+        let result = process::run(cargo.arg("--").args(&test.filters));
+        failures.extend(result.err().map(|err| format!("error: {err:#}")));
+    }
+
+    let start = Instant::now();
+    let (mut lines, mut tally) = (Vec::new(), Tally::default());
+    for program in programs.iter().filter(|program| program.kind == Kind::Test) {
+        if !test.filters.is_empty() && program.tests(&test.filters)?.is_empty() {
+            continue;
+        }
+        let (succeeded, results) = run_here(program, &test.filters)?;
+        tally.add(results);
+        if !succeeded {
+            failures.push(format!("error: `{}` failed", program.name));
+        }
+    }
+    lines.push(format!("this machine: {}", tally.shown(start.elapsed())));
+
+    if !test.no_guests {
+        let work = Work::Tests(&test.filters);
+        for outcome in guest::run(&[guest::ALL.to_owned()], &test.options, &programs, &work)? {
+            let line = outcome.line(true);
+            if matches!(outcome.status, Ok(0)) { lines.push(line) } else { failures.push(line) }
+        }
+    }
+    println!("\n{}", [lines, failures.clone()].concat().join("\n"));
+    if !failures.is_empty() {
+        bail!("tests have failed");
+    }
+    Ok(())
+}
+
+/// Runs integration tests as root on the running kernel, on the memtrace that is shipped. Gives whether all passed.
+fn run_here(program: &Program, filters: &[String]) -> Result<(bool, Tally)> {
+    let output = Output::new(None);
+    output.copy(&mut format!("{PROGRAM}{}\n", program.name).as_bytes());
+    let memtrace = format!("{MEMTRACE_BIN}={}", commands::release_binary()?.display());
+    let mut command: Command =
+        process::as_root(["env".as_ref(), memtrace.as_ref(), program.path.as_os_str()])?;
+    // They share one kernel, and each would see the stalls of another.
+    command.arg("--test-threads=1").args(filters).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child =
+        command.spawn().with_context(|| format!("cannot run `{}`", process::shown(&command)))?;
+    output.copy(&mut child.stdout.take().context("no standard output")?);
+    let status = child.wait().context("cannot await a test program")?;
+    Ok((status.success(), output.into_tally()))
+}
