@@ -83,10 +83,24 @@ pub struct Cgroup {
     hierarchy: Hierarchy,
 }
 
+/// A limit on the memory of a cgroup, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Never exceeded: memory.max, or v1's memory.limit_in_bytes.
+    Max(u64),
+    /// Beyond which threads have to reclaim, and are slowed down: memory.high, which v1 lacks.
+    High(u64),
+}
+
 impl Cgroup {
-    /// Makes a cgroup below the root of the memory controller's hierarchy, with a limit in bytes,
-    /// under a name that begins with `name`.
+    /// Makes a cgroup below the root of the memory controller's hierarchy, with a limit in bytes
+    /// that is never exceeded, under a name that begins with `name`.
     pub fn limited(name: &str, limit: u64) -> Result<Self> {
+        Self::limited_by(name, Limit::Max(limit))
+    }
+
+    /// As [`Cgroup::limited`], with a limit of either kind.
+    pub fn limited_by(name: &str, limit: Limit) -> Result<Self> {
         let hierarchy = Hierarchy::memory()?;
         if hierarchy.version == Version::V2 {
             delegate(&hierarchy.mount)?;
@@ -160,6 +174,24 @@ impl Cgroup {
             .with_context(|| format!("unknown form of `{file}`: `{text}`"))
     }
 
+    /// What happened to it so far: the lines of memory.events, or what v1 has of them.
+    pub fn events(&self) -> Result<Vec<(String, u64)>> {
+        if self.hierarchy.version == Version::V1 {
+            return Ok(vec![("failcnt".to_owned(), self.limit_hits()?)]);
+        }
+        let path = self.path.join("memory.events");
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("cannot read `{}`", path.display()))?;
+        let event = |line: &str| {
+            let (name, count) = line.split_once(' ')?;
+            Some((name.to_owned(), count.parse().ok()?))
+        };
+        text.lines()
+            .map(event)
+            .collect::<Option<_>>()
+            .with_context(|| format!("unknown form of `{}`: `{text}`", path.display()))
+    }
+
     /// Whether the kernel offers proactive reclaim for it.
     #[must_use]
     pub fn has_reclaim_file(&self) -> bool {
@@ -176,10 +208,14 @@ impl Cgroup {
         }
     }
 
-    fn set_limit(&self, bytes: u64) -> Result<()> {
-        let file = match self.hierarchy.version {
-            Version::V1 => "memory.limit_in_bytes",
-            Version::V2 => "memory.max",
+    fn set_limit(&self, limit: Limit) -> Result<()> {
+        let (file, bytes) = match (limit, self.hierarchy.version) {
+            (Limit::Max(bytes), Version::V1) => ("memory.limit_in_bytes", bytes),
+            (Limit::Max(bytes), Version::V2) => ("memory.max", bytes),
+            (Limit::High(bytes), Version::V2) => ("memory.high", bytes),
+            (Limit::High(_), Version::V1) => {
+                bail!("this host's memory controller is in cgroup v1, which has no memory.high")
+            }
         };
         self.write(file, &bytes.to_string())
     }

@@ -4,14 +4,23 @@
 //! Everything that changes the host (a cgroup, a mount, a tracefs instance, a process) is a guard
 //! that puts it back when dropped, also when a test panics.
 
+pub mod anon;
+pub mod ballast;
 pub mod cgroup;
 pub mod churn;
 pub mod compact;
 pub mod compare;
 pub mod confined;
+pub mod fragment;
 pub mod host;
 pub mod load;
 pub mod oracle;
 pub mod rows;
 pub mod run;
+pub mod setting;
+pub mod swap;
+pub mod thp;
+pub mod until;
+pub mod victim;
+pub mod vmstat;
 pub mod wait;

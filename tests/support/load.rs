@@ -81,6 +81,12 @@ impl Load {
         Ok(load)
     }
 
+    /// Starts any other of its modes.
+    pub fn of(memload: &Path, args: &[&str]) -> Result<Self> {
+        let mut command = Command::new(memload);
+        Self::start(command.args(args).arg("--hold"))
+    }
+
     /// Starts it to stream through files larger than the memory of a guest, without a limit.
     ///
     /// # Panics
@@ -150,11 +156,22 @@ impl Load {
     /// When the load ends before, as it does when the kernel kills it for lack of memory.
     pub fn work(&mut self, cgroup: &Cgroup, times: u64) -> Result<()> {
         let wanted = cgroup.limit_hits()? + times;
+        self.work_until("the load to reach its limit", || {
+            cgroup.limit_hits().is_ok_and(|hits| hits >= wanted)
+        })
+    }
+
+    /// Lets it begin and waits until `condition` holds, which is `what` it waits for.
+    ///
+    /// # Panics
+    /// When the load ends before.
+    #[track_caller]
+    pub fn work_until(&mut self, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
         self.go()?;
-        wait_until("the load to reach its limit", || {
+        wait_until(what, || {
             let ended = self.child.try_wait().expect("cannot wait for memload");
             assert!(ended.is_none(), "memload ended while at work, with {ended:?}");
-            cgroup.limit_hits().is_ok_and(|hits| hits >= wanted)
+            condition()
         });
         Ok(())
     }
