@@ -20,8 +20,7 @@ use rustix::{
 use tests::{
     host::{NOBODY, TempDir},
     load::{Churning, HITS, Load, limited_cgroup},
-    oracle::Detail,
-    rows::Output,
+    rows::{Output, Row, assert_same},
     run::{Finished, Memtrace, binary},
 };
 
@@ -83,24 +82,6 @@ fn check(done: libc::c_int) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The stalls of each thread, in their order, without the times, which each takes for itself.
-fn seen(stdout: &str) -> Result<Vec<(u32, String, Detail)>> {
-    let Output { mut rows, summary, histograms: _ } = Output::parse(stdout)?;
-    summary.assert_nothing_lost();
-    rows.sort_by_key(|row| (row.tid, row.start_ns));
-    Ok(rows.into_iter().map(|row| (row.tid, row.kind, without_flags(row.detail))).collect())
-}
-
-/// How flags are named depends on tracefs, which is root's.
-fn without_flags(detail: Detail) -> Detail {
-    match detail {
-        Detail::Reclaim { order, nr_reclaimed, nr_scanned, gfp: _ } => {
-            Detail::Reclaim { order, nr_reclaimed, nr_scanned, gfp: Vec::new() }
-        }
-        other @ Detail::Compaction { .. } => other,
-    }
-}
-
 /// Traces a load as root and, by `command`, as someone else at the same time.
 fn assert_sees_the_same(mut command: impl FnMut(&[&str]) -> Command) -> Result<()> {
     let cgroup = limited_cgroup()?;
@@ -114,14 +95,14 @@ fn assert_sees_the_same(mut command: impl FnMut(&[&str]) -> Command) -> Result<(
     let [root, nobody] = pair.map(|memtrace| {
         let finished = memtrace.stop();
         finished.assert_success();
-        (seen(&finished.stdout), Output::parse(&finished.stdout))
+        Output::parse(&finished.stdout)
     });
-    let (root, nobody_seen) = (root.0?, nobody.0?);
-    assert!(root.len() >= 100, "only {} stalls", root.len());
-    assert_eq!(root, nobody_seen);
+    let (root, nobody) = (root?, nobody?);
+    assert!(root.rows.len() >= 100, "only {} stalls", root.rows.len());
+    assert_same(&root, &nobody);
     let name = cgroup.name();
-    let named = nobody.1?.rows.iter().filter(|row| row.value["cgroup"] == name.as_str()).count();
-    assert_eq!(named, root.len(), "cgroups are found by a search");
+    let is_named = |row: &Row| row.value["cgroup"] == name.as_str();
+    assert!(nobody.rows.iter().all(is_named), "cgroups are found by a search");
     Ok(())
 }
 

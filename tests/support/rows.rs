@@ -80,6 +80,21 @@ impl Summary {
 }
 
 impl Output {
+    /// The stalls of each thread in their order.
+    fn in_order(&self) -> Vec<(u32, &str, Detail)> {
+        let mut rows: Vec<_> = self.rows.iter().collect();
+        rows.sort_by_key(|row| (row.tid, row.start_ns));
+        let without_flags = |detail: &Detail| match detail.clone() {
+            Detail::Reclaim { order, nr_reclaimed, nr_scanned, gfp: _ } => {
+                Detail::Reclaim { order, nr_reclaimed, nr_scanned, gfp: Vec::new() }
+            }
+            other @ Detail::Compaction { .. } => other,
+        };
+        let stalls =
+            rows.into_iter().map(|row| (row.tid, row.kind.as_str(), without_flags(&row.detail)));
+        stalls.collect()
+    }
+
     /// Reads what memtrace printed.
     pub fn parse(text: &str) -> Result<Self> {
         ensure!(
@@ -101,6 +116,26 @@ impl Output {
             }
         }
         Ok(Self { rows, histograms, summary: summary.context("no summary at the end")? })
+    }
+}
+
+/// Checks that two that traced the same load saw the same stalls of each thread in the same order,
+/// apart from those that the kernel did not let them see. Times are taken by each for itself, and
+/// flags are named as each may.
+///
+/// # Panics
+/// When they did not.
+#[track_caller]
+pub fn assert_same(one: &Output, other: &Output) {
+    for Summary { lost, table_full, .. } in [&one.summary, &other.summary] {
+        assert_eq!((*lost, *table_full), (0, 0), "one of them could not deliver all that it saw");
+    }
+    let skipped = one.summary.skipped + other.summary.skipped;
+    if skipped == 0 {
+        assert_eq!(one.in_order(), other.in_order());
+    } else {
+        let difference = one.rows.len().abs_diff(other.rows.len()) as u64;
+        assert!(difference <= skipped, "{difference} stalls more, and {skipped} probes skipped");
     }
 }
 
