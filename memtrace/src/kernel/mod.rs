@@ -139,14 +139,12 @@ fn sums_free_pages(layout: &KernelLayout) -> bool {
 /// Whether the memory controller is on, by /proc/cgroups, which some kernels leave it out of where
 /// cgroup v1 cannot have it, and else by the kernel's command line.
 fn limits_memory(controllers: &str, command_line: &str) -> bool {
-    match controllers.lines().find(|line| line.starts_with("memory\t")) {
-        Some(line) => line.ends_with("\t1"),
-        None => {
-            let words = command_line.split_whitespace();
-            let mut disabled = words.filter_map(|word| word.strip_prefix("cgroup_disable="));
-            !disabled.any(|names| names.split(',').any(|name| name == "memory"))
-        }
+    if let Some(line) = controllers.lines().find(|line| line.starts_with("memory\t")) {
+        return line.ends_with("\t1");
     }
+    let words = command_line.split_whitespace();
+    let mut disabled = words.filter_map(|word| word.strip_prefix("cgroup_disable="));
+    !disabled.any(|names| names.split(',').any(|name| name == "memory"))
 }
 
 /// Address of `vm_zone_stat[NR_FREE_PAGES]` from kallsyms, which takes long to read.
