@@ -24,9 +24,6 @@ pub mod tracefs;
 /// Where the kernel offers its own type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
-/// Controllers of cgroups, and whether each is on.
-const CONTROLLERS: &str = "/proc/cgroups";
-
 /// Facts about the running kernel.
 #[derive(Debug)]
 pub struct Kernel {
@@ -76,8 +73,10 @@ impl Kernel {
         })?;
         let btf = Btf::parse(&file)?;
         let mut layout = layout::find(&btf, &memory_nodes());
-        let limits_memory =
-            !has_disabled_memory(&fs::read_to_string(CONTROLLERS).unwrap_or_default());
+        let limits_memory = limits_memory(
+            &fs::read_to_string("/proc/cgroups").unwrap_or_default(),
+            &fs::read_to_string("/proc/cmdline").unwrap_or_default(),
+        );
         if !limits_memory {
             // All threads are in the root cgroup of a controller that is switched off.
             layout.css_set_memory = ABSENT;
@@ -156,10 +155,15 @@ fn sums_free_pages(layout: &KernelLayout) -> bool {
     !way.contains(&ABSENT)
 }
 
-/// Whether `controllers`, the content of [`CONTROLLERS`], says that the memory controller is
-/// switched off. A kernel may leave it out where it is on.
-fn has_disabled_memory(controllers: &str) -> bool {
-    controllers.lines().any(|line| line.starts_with("memory\t") && line.ends_with("\t0"))
+/// Whether the memory controller is on, by /proc/cgroups, which some kernels leave it out of where
+/// cgroup v1 cannot have it, and else by the kernel's command line.
+fn limits_memory(controllers: &str, command_line: &str) -> bool {
+    if let Some(line) = controllers.lines().find(|line| line.starts_with("memory\t")) {
+        return line.ends_with("\t1");
+    }
+    let words = command_line.split_whitespace();
+    let mut disabled = words.filter_map(|word| word.strip_prefix("cgroup_disable="));
+    !disabled.any(|names| names.split(',').any(|name| name == "memory"))
 }
 
 /// Address of `vm_zone_stat[NR_FREE_PAGES]` from kallsyms, which takes long to read.
@@ -204,9 +208,11 @@ mod tests {
     #[test]
     fn a_controller_may_be_off() {
         let controllers = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t0\t1\t0\n";
-        assert!(!has_disabled_memory(controllers));
-        assert!(!has_disabled_memory(&format!("{controllers}memory\t6\t42\t1\n")));
-        assert!(has_disabled_memory(&format!("{controllers}memory\t0\t1\t0\n")));
+        let (on, off) = ("memory\t6\t42\t1\n", "memory\t0\t1\t0\n");
+        assert!(limits_memory(&format!("{controllers}{on}"), ""));
+        assert!(!limits_memory(&format!("{controllers}{off}"), ""));
+        assert!(limits_memory(controllers, "quiet cgroup_disable=cpu,memory_too"));
+        assert!(!limits_memory(controllers, "cgroup_disable=cpu,memory quiet"));
     }
 
     #[test]
