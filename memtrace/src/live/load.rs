@@ -1,6 +1,9 @@
 //! Loading the probes: their settings, their maps, and what the verifier says of them.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    ops::Range,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader, Pod, include_bytes_aligned,
@@ -14,6 +17,7 @@ use memtrace_common::{
     config::{filter, kind, wanted},
     record::mechanism,
 };
+use rustix::mm::{Advice, madvise};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zerocopy::IntoBytes as _;
 
@@ -89,15 +93,32 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
         .map_max_entries("COMPACTIONS", compactions)
         .map_max_entries("PIDS", map_size(processes))
         .map_max_entries("TIDS", map_size(threads));
-    loader.load(include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-ebpf"))).map_err(
-        |error| {
-            if is_not_permitted(&error) {
-                LiveError::NotPermitted
-            } else {
-                LiveError::Load(Box::new(error))
-            }
-        },
-    )
+    let ebpf = loader.load(OBJECT);
+    let_go(OBJECT);
+    ebpf.map_err(|error| {
+        if is_not_permitted(&error) {
+            LiveError::NotPermitted
+        } else {
+            LiveError::Load(Box::new(error))
+        }
+    })
+}
+
+/// The probes, as they were built.
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-ebpf"));
+
+/// Lets go of the pages of a part of this program that is not going to be read again.
+fn let_go(bytes: &'static [u8]) {
+    let page = rustix::param::page_size();
+    let Range { start, end } = bytes.as_ptr_range();
+    let (start, end) = (start.addr().next_multiple_of(page), end.addr() & !(page - 1));
+    if start < end {
+        // SAFETY: the pages are the program's file, never written to: should they be read after all,
+        // they are read from it again.
+        let _spared: rustix::io::Result<()> = unsafe {
+            madvise(bytes.as_ptr().with_addr(start) as *mut _, end - start, Advice::LinuxDontNeed)
+        };
+    }
 }
 
 /// Calls `make` while no file can be opened. A new loader reads the kernel's types and builds all of
