@@ -1,17 +1,18 @@
 //! What keeps memtrace running while the host is short of memory: it has all the memory that it is
 //! going to need, keeps it, and is among the last that the kernel kills.
 //!
-//! Each page fault may end in the very reclaim that memtrace looks at. So before it traces it touches
-//! as much heap and stack as tracing takes, and locks its memory: the code as a whole, as any of it
-//! may be needed, and of everything else the pages that are in use. Later growth is not locked: with
+//! Each page fault may end in the very reclaim that memtrace looks at. So before it traces it makes
+//! heap and stack as large as tracing takes, and locks its memory: code, heap and stack as a whole, as
+//! any of it may be needed, and of everything else the pages that are in use. Later growth is not locked: with
 //! `MCL_FUTURE` it would fail, and end memtrace, where it exceeds `RLIMIT_MEMLOCK`.
 
 use std::{fmt, fs, hint::black_box, io, ops::Range};
 
 use rustix::mm::{MlockFlags, mlock, mlock_with};
 
-/// Heap to have in advance: output that waits, names of cgroups, and some for everything else.
-const HEAP: usize = 512 << 10;
+/// Heap to have in advance, beside what starting has left: output that waits, names of cgroups, and
+/// some for everything else.
+const HEAP: usize = 256 << 10;
 /// The same for each key of histograms.
 const HEAP_PER_KEY: usize = 1536;
 /// Most heap to have in advance for keys; more of them, or longer ones, may have to wait for memory.
@@ -67,7 +68,7 @@ pub fn protect() -> Protection {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mut mappings: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
     // The code first, as long as there is a limit.
-    mappings.sort_by_key(|mapping| !mapping.is_code);
+    mappings.sort_by_key(|mapping| (!mapping.is_code, !mapping.is_whole));
     for mapping in mappings {
         match mapping.lock() {
             Ok(()) => protection.locked += mapping.range.len(),
@@ -94,6 +95,8 @@ fn lower_oom_score() -> io::Result<()> {
 struct Mapping {
     range: Range<usize>,
     is_code: bool,
+    /// All of it may be needed. The heap has holes, of pages given back, that fill again.
+    is_whole: bool,
 }
 
 impl Mapping {
@@ -108,12 +111,14 @@ impl Mapping {
         if is_kernels || access.starts_with("---") {
             return None;
         }
-        Some(Self { range: address(from)?..address(to)?, is_code: access.contains('x') })
+        let is_code = access.contains('x');
+        let is_whole = is_code || matches!(name, "[heap]" | "[stack]");
+        Some(Self { range: address(from)?..address(to)?, is_code, is_whole })
     }
 
     fn lock(&self) -> io::Result<()> {
         let (start, len) = (self.range.start as *mut _, self.range.len());
-        if self.is_code {
+        if self.is_whole {
             // SAFETY: locking changes nothing of what is in memory.
             unsafe { mlock(start, len) }?;
         } else {
@@ -145,7 +150,7 @@ mod tests {
 
     #[test]
     fn takes_what_can_be_reclaimed() {
-        let parse = |line| Mapping::parse(line).map(|mapping| (mapping.range, mapping.is_code));
+        let parse = |line| Mapping::parse(line).map(|mapping| (mapping.range, mapping.is_whole));
         assert_eq!(
             parse("5000-7000 r-xp 001e2000 fe:00 123   /a path/memtrace"),
             Some((0x5000..0x7000, true))
