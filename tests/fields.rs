@@ -86,7 +86,8 @@ fn of_reclaim() -> Result<()> {
     let payer = limited.child()?;
     let mut load = Load::churn(memload(), &Churning::new(&payer))?;
     let oracle = Oracle::start()?;
-    let memtrace = Memtrace::start(&["drsnoop", "--json", "-K", "-p", &load.id().to_string()]);
+    let pid = load.id().to_string();
+    let memtrace = Memtrace::start(&["drsnoop", "--json", "-K", "--kind", "memcg", "-p", &pid]);
     let ((), seen) = watch_zones(|| {
         load.work(&limited, HITS / 4)?;
         load.stop().map(|_| ())
@@ -164,11 +165,12 @@ fn of_compaction() -> Result<()> {
     let Output { rows, summary, histograms: _ } = Output::parse(&finished.stdout)?;
     summary.assert_nothing_lost();
     assert!(!rows.is_empty());
-    assert_eq!(
-        summary.unavailable,
-        Vec::<String>::new(),
-        "this test is of a kernel that has everything"
-    );
+    // What a kernel that does not tell at the end of a compaction which it was has instead.
+    let tells_control = summary.unavailable.is_empty();
+    if !tells_control {
+        let [lacking] = &summary.unavailable[..] else { panic!("{summary:?}") };
+        assert!(lacking.starts_with("pages scanned ("), "{lacking}");
+    }
 
     let own_cgroup = own_memory_cgroup()?;
     for row in &rows {
@@ -195,7 +197,13 @@ fn of_compaction() -> Result<()> {
             .assert_contains(number(value, "free_pages")?, row);
         // The index is that of an order, and here a whole zone is compacted.
         assert!(value["frag_index"].is_null(), "{value}");
-        assert_eq!(strings(value, "gfp")?, ["GFP_KERNEL"], "{value}");
+        if tells_control {
+            assert_eq!(strings(value, "gfp")?, ["GFP_KERNEL"], "{value}");
+        } else {
+            for key in ["gfp", "migrate_scanned", "free_scanned"] {
+                assert!(value[key].is_null(), "{key} in {value}");
+            }
+        }
         assert_eq!(string(value, "cgroup")?, own_cgroup, "{value}");
         let stack = strings(value, "stack")?;
         assert!(
@@ -204,8 +212,11 @@ fn of_compaction() -> Result<()> {
         );
         assert!(stack.iter().any(|frame| frame.contains("compact")), "{stack:?}");
     }
-    let scanned = |key| rows.iter().map(|row| number::<u64>(&row.value, key)).sum::<Result<u64>>();
-    assert!(scanned("migrate_scanned")? > 0, "the migration scanner looked at nothing in any zone");
+    if tells_control {
+        let scanned = rows.iter().map(|row| number::<u64>(&row.value, "migrate_scanned"));
+        let scanned: u64 = scanned.sum::<Result<_>>()?;
+        assert!(scanned > 0, "the migration scanner looked at nothing in any zone");
+    }
     Ok(())
 }
 

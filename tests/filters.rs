@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use tests::{
     cgroup::{Cgroup, Hierarchy, Version},
     compare::match_up,
-    host::NOBODY,
+    host::{NOBODY, is_guest},
     load::{Churning, HITS, Load, limited_cgroup},
     oracle::{Oracle, Stall},
     rows::Output,
@@ -285,16 +285,20 @@ fn by_cause() -> Result<()> {
 }
 
 /// Two memtraces at once, one with the filter. Each measures by itself, so a stall that lasted
-/// about as long as the limit may pass one of them only.
+/// about as long as the limit may pass one of them only; in a guest, so may one in twenty, whose
+/// thread was preempted between the two.
 #[test]
 fn by_latency() -> Result<()> {
-    const LIMIT_NS: u64 = 100_000;
-    const ABOUT_NS: u64 = 60_000;
+    let (limit, limit_ns, about_ns, exceptions) = if is_guest() {
+        ("1ms", 1_000_000, 500_000, 20)
+    } else {
+        ("100us", 100_000, 60_000, u64::MAX)
+    };
     let cgroup = limited_cgroup()?;
     let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
     let pid = load.id().to_string();
     let unfiltered = Memtrace::start(&["drsnoop", "--json", "-p", &pid]);
-    let filtered = Memtrace::start(&["drsnoop", "--json", "-p", &pid, "-m", "100us"]);
+    let filtered = Memtrace::start(&["drsnoop", "--json", "-p", &pid, "-m", limit]);
     load.work(&cgroup, HITS)?;
     load.stop()?;
     let (unfiltered, filtered) = (unfiltered.stop(), filtered.stop());
@@ -304,7 +308,7 @@ fn by_latency() -> Result<()> {
     filtered.summary.assert_nothing_lost();
     assert_eq!((unfiltered.summary.missed_begin, filtered.summary.missed_begin), (0, 0));
 
-    assert!(filtered.rows.iter().all(|row| row.duration_ns >= LIMIT_NS), "shorter than the limit");
+    assert!(filtered.rows.iter().all(|row| row.duration_ns >= limit_ns), "shorter than the limit");
     // One thread's stalls do not overlap, so those that do are the same one.
     let shown = |row: &tests::rows::Row| {
         let same = |other: &&tests::rows::Row| {
@@ -312,18 +316,23 @@ fn by_latency() -> Result<()> {
         };
         filtered.rows.iter().filter(same).count()
     };
-    let (mut long, mut short) = (0, 0);
+    let (mut long, mut short, mut wrong) = (0, 0, Vec::new());
     for row in &unfiltered.rows {
-        let shown = shown(row);
-        if row.duration_ns >= LIMIT_NS + ABOUT_NS {
-            assert_eq!(shown, 1, "{}", row.value);
+        let expected = if row.duration_ns >= limit_ns + about_ns {
             long += 1;
-        } else if row.duration_ns + ABOUT_NS <= LIMIT_NS {
-            assert_eq!(shown, 0, "{}", row.value);
+            1
+        } else if row.duration_ns + about_ns <= limit_ns {
             short += 1;
+            0
+        } else {
+            continue;
+        };
+        if shown(row) != expected {
+            wrong.push(row);
         }
     }
     assert!(long >= 10 && short >= 10, "{long} long and {short} short stalls");
+    assert!(wrong.len() as u64 <= (long + short) / exceptions, "{} wrong: {wrong:#?}", wrong.len());
     println!("{long} long and {short} short stalls");
     Ok(())
 }

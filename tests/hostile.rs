@@ -13,10 +13,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat},
+    io::Errno,
+};
 use serde_json::Value;
 use tests::{
-    cgroup::{Cgroup, Hierarchy},
+    cgroup::{Cgroup, TEST},
     load::Load,
     run::Memtrace,
     wait::wait_until,
@@ -34,6 +37,9 @@ const NAMES: [&[u8]; 9] = [
     b"\xc2\x9b31m\xc2\x85",
     b"%s%n$(id)`;'",
 ];
+
+/// A limit that nothing reaches.
+const ENOUGH: u64 = 256 << 20;
 
 fn memload() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_memload"))
@@ -142,6 +148,7 @@ impl Nest {
         let innermost = openat(CWD, outermost, OFlags::DIRECTORY, Mode::empty())?;
         let mut nest = Self { outer: Vec::new(), innermost };
         for &name in names {
+            nest.delegate()?;
             mkdirat(&nest.innermost, name, Mode::RWXU)
                 .with_context(|| format!("cannot make cgroup {name:?}"))?;
             let inner = open(&nest.innermost, name)?;
@@ -149,6 +156,17 @@ impl Nest {
             nest.outer.push((outer, name.to_owned()));
         }
         Ok(nest)
+    }
+
+    /// Lets the cgroups below the innermost be charged for memory, as those of v1 always are.
+    fn delegate(&self) -> Result<()> {
+        match openat(&self.innermost, "cgroup.subtree_control", OFlags::WRONLY, Mode::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            file => {
+                rustix::io::write(file?, b"+memory").context("cannot delegate memory")?;
+                Ok(())
+            }
+        }
     }
 
     /// Moves a process into the innermost.
@@ -176,7 +194,7 @@ impl Drop for Nest {
 /// What a compaction by a process in the innermost of such cgroups looks like as rows and as JSON, and
 /// the path and id of that cgroup.
 fn in_cgroup(names: &[&[u8]]) -> Result<(String, Vec<Value>, PathBuf, u64)> {
-    let parent = Cgroup::plain(&Hierarchy::memory()?)?;
+    let parent = Cgroup::limited(TEST, ENOUGH)?;
     let nest = Nest::new(parent.path(), names)?;
     let mut load = Load::compact(memload(), 1)?;
     nest.add(load.id())?;
@@ -196,17 +214,23 @@ fn in_cgroup(names: &[&[u8]]) -> Result<(String, Vec<Value>, PathBuf, u64)> {
     Ok((rows.stdout, objects(&json.stdout)?, path, nest.id()?))
 }
 
+#[track_caller]
+fn assert_path(object: &Value, path: &Path) {
+    let shown = &object["cgroup"];
+    assert!(bytes(shown) == path.as_os_str().as_bytes(), "{shown} is not {path:?}");
+}
+
 #[test]
 fn names_of_cgroups() -> Result<()> {
     // The kernel refuses a line's end in them, and a slash parts them.
     for name in NAMES.into_iter().filter(|name| !name.contains(&b'\n')) {
         let (_, objects, path, id) = in_cgroup(&[name])?;
         for object in objects {
-            assert_eq!(bytes(&object["cgroup"]), path.as_os_str().as_bytes());
+            assert_path(&object, &path);
             assert_eq!(object["cgroup_id"], id);
         }
     }
-    let parent = Cgroup::plain(&Hierarchy::memory()?)?;
+    let parent = Cgroup::limited(TEST, ENOUGH)?;
     let refused = fs::create_dir(parent.path().join("a\nb"));
     assert!(refused.is_err(), "a line's end in a cgroup's name");
     assert_eq!(fs::metadata(parent.path())?.ino(), parent.id()?);
@@ -219,7 +243,7 @@ fn paths_of_cgroups_as_long_as_they_can_be() -> Result<()> {
     // Just below what a path may have, and above.
     let (rows, objects, path, _) = in_cgroup(&vec![name.as_slice(); 19])?;
     for object in objects {
-        assert_eq!(bytes(&object["cgroup"]), path.as_os_str().as_bytes());
+        assert_path(&object, &path);
     }
     assert!(rows.contains("x/\\x1b\\xe2\\x80\\xae\\xffx"), "{rows}");
 

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::{
     fs::XattrFlags,
+    process::{Resource, Rlimit, setrlimit},
     thread::{
         CapabilitySet, CapabilitySets, configure_capability_in_ambient_set, set_capabilities,
         set_keep_capabilities,
@@ -26,6 +27,8 @@ use tests::{
 
 /// What README says that memtrace needs.
 const NEEDED: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::PERFMON);
+
+const UNLIMITED: Rlimit = Rlimit { current: None, maximum: None };
 
 fn memload() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_memload"))
@@ -52,6 +55,8 @@ fn as_nobody(memtrace: &Path, capabilities: CapabilitySet, args: &[&str]) -> Com
 }
 
 fn become_nobody(capabilities: CapabilitySet) -> io::Result<()> {
+    // Kernels before 5.11 want it for the memory of eBPF. Where it is refused, the kernel is newer.
+    let _raised: rustix::io::Result<()> = setrlimit(Resource::Memlock, UNLIMITED);
     set_keep_capabilities(true)?;
     // SAFETY: the call reads no list, as that is empty.
     let done = unsafe { libc::setgroups(0, std::ptr::null()) };

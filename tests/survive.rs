@@ -4,7 +4,8 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write as _,
+    io::{self, Write as _},
+    os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -14,14 +15,17 @@ use aya::{
     maps::loaded_maps,
     programs::{loaded_links, loaded_programs},
 };
-use rustix::{fs::Advice, process::Signal};
+use rustix::{
+    fs::Advice,
+    process::{Resource, Rlimit, Signal, setrlimit},
+};
 use tests::{
     cgroup::{Cgroup, TEST},
     host::TempDir,
     load::{Churning, HITS, Load, limited_cgroup},
     oracle::Detail,
     rows::Output,
-    run::Memtrace,
+    run::{Finished, Memtrace, command},
     wait::wait_until,
 };
 
@@ -109,7 +113,7 @@ const EACH: u32 = 4500;
 impl Swarm {
     fn start(cgroup: &Cgroup, file: &Path, first: u32) -> Result<Self> {
         const SCRIPT: &str = "read -r go; i=$2; end=$((i + $3)); while [ $i -lt $end ]; do \
-            dd if=\"$1\" of=/dev/null bs=256k count=1 skip=$((i % 256)) 2>/dev/null; i=$((i + 1)); done";
+            dd if=\"$1\" of=/dev/null bs=512k count=1 skip=$((i % 128)) 2>/dev/null; i=$((i + 1)); done";
         let mut shell = Command::new("sh");
         shell
             .args(["-c", SCRIPT, "sh"])
@@ -134,8 +138,8 @@ impl Swarm {
 impl Drop for Swarm {
     fn drop(&mut self) {
         // Both fail where it has ended, which is what is wanted.
-        let _killed: std::io::Result<()> = self.0.kill();
-        let _waited: std::io::Result<_> = self.0.wait();
+        let _killed: io::Result<()> = self.0.kill();
+        let _waited: io::Result<_> = self.0.wait();
     }
 }
 
@@ -153,7 +157,7 @@ fn ten_thousand_threads_that_came_and_went_take_sixteen_mib() -> Result<()> {
     let file = dir.path().join("file");
     make_uncached(&file, 64 << 20)?;
     let cgroup = limited_cgroup()?;
-    let swarms = [0, 64, 128, 192].map(|first| Swarm::start(&cgroup, &file, first));
+    let swarms = [0, 32, 64, 96].map(|first| Swarm::start(&cgroup, &file, first));
     let mut swarms = swarms.into_iter().collect::<Result<Vec<_>>>()?;
     let path = cgroup.path().to_str().context("a path of the tests' own")?;
     let rows = Memtrace::start(&["drsnoop", "--json", "-c", path]);
@@ -186,9 +190,9 @@ fn it_makes_no_stall_of_its_own() -> Result<()> {
     let locked = status_kib(observed.id(), "VmLck")?;
     assert!(locked >= 4 << 10, "only {locked} KiB are locked");
     cgroup.add(observed.id())?;
-    let observer = Memtrace::start(&["drsnoop", "--json", "-p", &observed.id().to_string()]);
+    let beside = Memtrace::start(&["drsnoop", "--json", "-p", &observed.id().to_string()]);
     load.work(&cgroup, 4 * HITS)?;
-    let own = observer.stop();
+    let own = beside.stop();
     own.assert_success();
     let own = Output::parse(&own.stdout)?;
     own.summary.assert_nothing_lost();
@@ -311,4 +315,64 @@ fn seen(stdout: &str) -> Result<Vec<(u32, String, Detail)>> {
     summary.assert_nothing_lost();
     rows.sort_by_key(|row| (row.tid, row.start_ns));
     Ok(rows.into_iter().map(|row| (row.tid, row.kind, row.detail)).collect())
+}
+
+/// A change of a process.
+type Change = fn() -> io::Result<()>;
+
+/// memtrace after a change of its process, made between fork and exec.
+fn after(change: Change, args: &[&str]) -> Finished {
+    let mut command = command(args);
+    // SAFETY: the changes below make one system call each, and allocate nothing.
+    unsafe { command.pre_exec(change) };
+    Finished::of(&mut command)
+}
+
+fn limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
+    Ok(setrlimit(resource, Rlimit { current: Some(soft), maximum: Some(hard) })?)
+}
+
+#[test]
+fn too_little_of_anything_is_said_in_one_line() {
+    let limits: [(Change, &str); 3] = [
+        (|| limit(Resource::Nofile, 5, 5), "`ulimit -n`"),
+        (|| limit(Resource::As, 12 << 20, 12 << 20), "`ulimit -v`"),
+        (|| limit(Resource::Data, 1 << 20, 1 << 20), "`ulimit -d`"),
+    ];
+    for (limit, remedy) in limits {
+        let finished = after(limit, &["drsnoop", "-d", "100ms"]);
+        assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
+        assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+        assert!(finished.stderr.contains(remedy), "{}", finished.stderr);
+    }
+}
+
+#[test]
+fn what_is_just_enough_is() {
+    let limits: [Change; 4] = [
+        || limit(Resource::Nofile, 8, 1024),
+        || limit(Resource::As, 64 << 20, 64 << 20),
+        || limit(Resource::Memlock, 0, 0),
+        || limit(Resource::Stack, 512 << 10, 512 << 10),
+    ];
+    for limit in limits {
+        after(limit, &["drsnoop", "-e", "-d", "100ms"]).assert_success();
+        after(limit, &["compactsnoop", "-K", "-d", "100ms"]).assert_success();
+    }
+}
+
+#[test]
+fn closed_streams_are_no_matter() {
+    fn close(fd: libc::c_int) -> io::Result<()> {
+        // SAFETY: nothing of this process uses the descriptor before exec.
+        if unsafe { libc::close(fd) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+    let streams: [Change; 4] =
+        [|| close(0), || close(1), || close(2), || (0..=2).try_for_each(close)];
+    for (number, close) in streams.into_iter().enumerate() {
+        let finished = after(close, &["drsnoop", "-d", "100ms"]);
+        finished.assert_success();
+        let lines = if number < 2 { 2 } else { 0 };
+        assert_eq!(finished.stderr.lines().count(), lines, "{}", finished.stderr);
+    }
 }

@@ -282,11 +282,15 @@ impl Times {
     /// The percentiles.
     #[must_use]
     pub fn percentiles(&self) -> Percentiles {
+        Percentiles { histogram: self.histogram(), max_ns: self.max_ns }
+    }
+
+    fn histogram(&self) -> Histogram<u64> {
         let mut histogram = Histogram::new(Self::DIGITS).expect("up to 5 digits are allowed");
         for (&bucket, &count) in &self.buckets {
             histogram.record_n(shortest(bucket), count).expect("it grows up to any value");
         }
-        Percentiles { histogram, max_ns: self.max_ns }
+        histogram
     }
 
     /// The rows by powers of two, from the first to the last with a stall in it.

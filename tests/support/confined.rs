@@ -81,11 +81,11 @@ fn private_mounts() -> io::Result<()> {
     Ok(rustix::mount::mount_change(c"/", all)?)
 }
 
-/// Runs `command` with no memory that it may lock.
-pub fn without_locked_memory(command: &mut Command) -> &mut Command {
-    before_exec(command, || {
-        let none = Rlimit { current: Some(0), maximum: Some(0) };
-        Ok(rustix::process::setrlimit(Resource::Memlock, none)?)
+/// Runs `command` with so many bytes of memory that it may lock, or as many as it likes.
+pub fn limit_locked_memory(command: &mut Command, bytes: Option<u64>) -> &mut Command {
+    before_exec(command, move || {
+        let limit = Rlimit { current: bytes, maximum: bytes };
+        Ok(rustix::process::setrlimit(Resource::Memlock, limit)?)
     })
 }
 

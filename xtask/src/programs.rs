@@ -82,6 +82,8 @@ fn programs(said: &str, guest_tests: &[&str]) -> Result<Vec<Program>> {
         };
         programs.push(Program { name: name.to_owned(), path: path.into(), kind });
     }
+    // Cargo names them as it comes to them.
+    programs.sort_by(|a, b| a.name.cmp(&b.name));
     if programs.is_empty() {
         bail!("cargo says of no program where it is");
     }

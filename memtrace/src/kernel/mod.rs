@@ -15,6 +15,7 @@ use btf::{Btf, BtfError};
 pub mod btf;
 #[cfg(test)]
 mod btf_builder;
+mod detached;
 pub mod gfp;
 pub mod layout;
 pub mod preflight;

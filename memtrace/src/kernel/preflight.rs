@@ -5,12 +5,15 @@ use std::fs;
 use rustix::thread::{CapabilitySet, capabilities};
 use thiserror::Error;
 
+use super::detached;
+
 /// What decides whether probes can be loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The process's effective capabilities.
     pub capabilities: CapabilitySet,
-    /// Content of the kernel's lockdown file; empty where there is none.
+    /// Content of the kernel's lockdown file; empty where there is none or it
+    /// cannot be read.
     pub lockdown: String,
 }
 
@@ -35,7 +38,9 @@ impl Facts {
     pub fn gather() -> Self {
         Self {
             capabilities: capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective),
-            lockdown: fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default(),
+            lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
+                .or_else(|_| detached::read("securityfs", "lockdown"))
+                .unwrap_or_default(),
         }
     }
 

@@ -107,12 +107,12 @@ fn without_files<T>(make: impl FnOnce() -> T) -> T {
     let none = Rlimit { current: Some(0), ..limit };
     // Where this is refused, there is memory to spare.
     let limited = setrlimit(Resource::Nofile, none);
-    let made = make();
+    let value = make();
     if limited.is_ok() {
         let restored = setrlimit(Resource::Nofile, limit);
         debug_assert!(restored.is_ok(), "a soft limit can be raised up to the hard one");
     }
-    made
+    value
 }
 
 /// The ring buffer's size as the kernel takes it: a power of two, and whole pages.

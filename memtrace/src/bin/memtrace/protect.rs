@@ -55,6 +55,7 @@ fn keep_heap() {
 fn keep_heap() {}
 
 #[inline(never)]
+#[expect(clippy::large_stack_arrays, reason = "the stack is what it is for")]
 fn touch_stack() {
     black_box([1_u8; STACK]);
 }
