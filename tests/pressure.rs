@@ -3,9 +3,10 @@
 //!
 //! What the kernel's counters have to do with stalls stands in docs/vmstat.md.
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::Result;
+use serde_json::json;
 use tests::{
     cgroup::{Cgroup, Limit, TEST},
     compare::{Matched, match_up},
@@ -98,16 +99,26 @@ impl Watched {
     #[track_caller]
     fn assert_same(&self) {
         self.output.summary.assert_nothing_lost();
-        self.matched().assert_same();
+        let matched = self.matched();
+        matched.assert_none_missing();
+        matched.assert_none_extra();
+        matched.assert_fields_agree();
+        println!("{} stalls agree", matched.pairs.len());
     }
 
-    /// Checks that reclaim for cgroups left the counters of global reclaim alone.
+    /// Checks that reclaim for cgroups is none of the machine's: some kernels count its pages all the
+    /// same, those of memory.reclaim elsewhere.
     #[track_caller]
     fn assert_no_global_reclaim(&self) {
         let direct = self.rows("direct").count();
         assert_eq!(direct, 0, "stalls in direct reclaim, on a machine that has memory");
-        let moved = ["pgscan_direct", "pgsteal_direct"].map(|name| self.moved(name));
-        assert_eq!((self.vmstat.sum("allocstall_"), moved), (0, [0, 0]), "{:?}", self.vmstat);
+        assert_eq!(self.vmstat.sum("allocstall_"), 0, "allocstall");
+        for (counter, key) in [("pgscan_direct", "nr_scanned"), ("pgsteal_direct", "nr_reclaimed")]
+        {
+            let (sum, moved) = (self.sum("memcg", key), self.moved(counter));
+            println!("{counter} {moved}, {sum} of kind memcg");
+            assert!(moved <= sum, "{counter} moved by {moved}, with {key} {sum} of kind memcg");
+        }
     }
 
     /// Compares compactions with the counters of /proc/vmstat.
@@ -123,8 +134,13 @@ impl Watched {
             assert_eq!(known, rows.len(), "rows that have {key}");
             let sum: u64 = rows.iter().filter_map(|row| row.value[key].as_u64()).sum();
             assert_eq!(sum, self.moved(&format!("compact_{key}")), "compact_{key}");
-            let (sum, counter) = (self.sum("kcompactd", key), format!("compact_daemon_{key}"));
-            assert_eq!(sum, self.moved(&counter), "{counter}");
+            // Some kernels count the proactive work of kcompactd as well.
+            let (woken, counter) = (self.sum("kcompactd", key), format!("compact_daemon_{key}"));
+            let moved = self.moved(&counter);
+            assert!(
+                moved == woken || moved == woken + self.sum("proactive", key),
+                "{counter} moved by {moved}, {woken} of them by cause kcompactd"
+            );
         }
         let [stalls, success, fail] =
             ["compact_stall", "compact_success", "compact_fail"].map(|name| self.moved(name));
@@ -143,6 +159,12 @@ impl Watched {
         println!("{kind}: {count} stalls of the load");
         assert!(count >= least, "only {count} stalls of kind {kind}, not {least}");
     }
+}
+
+/// Whether the kernel has its multi-generational LRU at work, which counts pages otherwise.
+fn multi_generational() -> bool {
+    let enabled = fs::read_to_string("/sys/kernel/mm/lru_gen/enabled").unwrap_or_default();
+    !matches!(enabled.trim(), "" | "0x0000")
 }
 
 /// Stalls in direct reclaim so far, of the whole machine.
@@ -167,7 +189,7 @@ fn direct_reclaim() -> Result<()> {
     let mut pids = Vec::new();
     let watched = watch("drsnoop", |_| {
         for load in [
-            &["anon", "--threads", "200", "--swap", "128M", "--leave", "32M"][..],
+            &["anon", "--threads", "32", "--swap", "128M", "--leave", "32M"][..],
             &["anon", "--threads", "16", "--leave", "48M"],
             &["churn", "--threads", "64", "--leave", "48M"],
         ] {
@@ -191,11 +213,18 @@ fn direct_reclaim() -> Result<()> {
         (stalls..=stalls + MOST_RETRIES * reached_zero).contains(&allocstall),
         "allocstall moved by {allocstall} with {stalls} stalls, {reached_zero} with priority 0"
     );
-    let (scanned, vm_scanned) =
-        (watched.sum("direct", "nr_scanned"), watched.moved("pgscan_direct"));
-    assert_eq!(scanned, vm_scanned, "pages scanned, and pgscan_direct");
+    let (scanned, counted) = (watched.sum("direct", "nr_scanned"), watched.moved("pgscan_direct"));
+    println!("{scanned} pages scanned, pgscan_direct {counted}");
+    if multi_generational() {
+        assert!(
+            (1..=scanned).contains(&counted),
+            "{scanned} pages scanned, and pgscan_direct moved by {counted}"
+        );
+    } else {
+        assert_eq!(scanned, counted, "pages scanned, and pgscan_direct");
+    }
     let (reclaimed, stolen) = (watched.reclaimed("direct"), watched.moved("pgsteal_direct"));
-    println!("pgscan_direct {vm_scanned}; {reclaimed} pages reclaimed, pgsteal_direct {stolen}");
+    println!("{reclaimed} pages reclaimed, pgsteal_direct {stolen}");
     assert!(
         (stolen..=stolen + stolen / 20).contains(&reclaimed),
         "{reclaimed} pages reclaimed, and pgsteal_direct moved by {stolen}"
@@ -270,9 +299,16 @@ fn shown(memtrace: &Memtrace, cause: &str) -> usize {
 }
 
 /// Has memload ask for huge pages until memtrace has shown so many compactions. Gives its process id.
-fn ask_for_huge_pages(memtrace: &Memtrace, cause: &str, enough: usize) -> Result<u32> {
-    let mut load =
-        Load::of(memload(), &["thp", "--whole-machine", "--leave", "96M", "--duration", "5m"])?;
+fn ask_for_huge_pages(
+    memtrace: &Memtrace,
+    cause: &str,
+    enough: usize,
+    fragment: &str,
+) -> Result<u32> {
+    let mut load = Load::of(
+        memload(),
+        &["thp", "--whole-machine", "--leave", "96M", "--fragment", fragment, "--duration", "5m"],
+    )?;
     load.work_until(cause, || shown(memtrace, cause) >= enough)?;
     let pid = load.id();
     println!("{}", load.stop()?);
@@ -287,7 +323,7 @@ fn direct_compaction() -> Result<()> {
     let _defrag = Setting::set(format!("{HUGE_PAGES}/defrag"), "madvise")?;
     let mut pid = 0;
     let watched = watch("compactsnoop", |memtrace| {
-        pid = ask_for_huge_pages(memtrace, "direct", 60)?;
+        pid = ask_for_huge_pages(memtrace, "direct", 60, "12M")?;
         Ok(())
     })?;
     watched.assert_at_least(50, "direct", pid);
@@ -304,7 +340,12 @@ fn background_and_manual_compaction() -> Result<()> {
     let _defrag = Setting::set(format!("{HUGE_PAGES}/defrag"), "defer")?;
     let mut pid = 0;
     let watched = watch("compactsnoop", |memtrace| {
-        ask_for_huge_pages(memtrace, "kcompactd", 2)?;
+        // kswapd leaves memory to kcompactd once it has reclaimed something.
+        let mut files =
+            Load::of(memload(), &["churn", "--size", "48M", "--threads", "2", "--duration", "5m"])?;
+        files.go()?;
+        ask_for_huge_pages(memtrace, "kcompactd", 3, "4M")?;
+        files.stop()?;
         let mut load = Load::compact(memload(), 5)?;
         pid = load.id();
         load.go()?;
@@ -313,10 +354,15 @@ fn background_and_manual_compaction() -> Result<()> {
     })?;
     watched.assert_at_least(5, "manual", pid);
     let background = watched.rows("kcompactd").count();
-    assert!(background >= 2, "only {background} compactions by kcompactd");
+    assert!(background >= 3, "only {background} compactions by kcompactd");
     watched.assert_same();
     watched.assert_compaction_counted(zones()?.len());
     Ok(())
+}
+
+/// Whether a page was for a pipe. Who writes to one, as memtrace does here, has to find its pages.
+fn is_of_pipe(row: &Row) -> bool {
+    row.value["gfp"] == json!(["GFP_HIGHUSER", "__GFP_ACCOUNT"])
 }
 
 /// Processes that are killed one after the other for lack of memory, while memtrace goes on: it is
@@ -346,7 +392,7 @@ fn oom_storm() -> Result<()> {
     println!("{} stalls agree; {summary:?}", matched.pairs.len());
     assert!(matched.pairs.len() >= 500, "only {} stalls", matched.pairs.len());
     matched.assert_none_extra();
-    matched.assert_pairs_agree();
+    matched.assert_fields_agree();
     let unseen = summary.lost + summary.table_full + summary.skipped + summary.unfinished;
     assert!(
         matched.missing.len() as u64 <= unseen,
@@ -359,7 +405,9 @@ fn oom_storm() -> Result<()> {
         .rows
         .iter()
         .filter(|row| {
-            row.pid == watched.memtrace_pid && row.start_ns > watched.memtrace.attached_ns
+            row.pid == watched.memtrace_pid
+                && row.start_ns > watched.memtrace.attached_ns
+                && !is_of_pipe(row)
         })
         .collect();
     assert!(own.is_empty(), "{} stalls of memtrace itself, such as {}", own.len(), own[0].value);

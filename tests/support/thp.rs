@@ -18,7 +18,7 @@ use crate::{
 
 /// One page in so many stays when memory is scattered: few enough to be moved quickly, many enough
 /// that there is one in every huge page.
-const KEPT: usize = 16;
+const KEPT: usize = 8;
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]
