@@ -132,6 +132,7 @@ fn begin(ctx: &RawTracePointContext, turn: Turn) {
     }
     begin.is_new = u32::from(turn == Turn::First);
     begin.start_ns = now();
+    // Should the spare program find room after all, the stall is counted here and delivered.
     if COMPACTIONS.insert(thread.tid, begin, 0).is_err() && turn == Turn::First {
         count(counter::TABLE_FULL);
         debug!(ctx, "table full: thread {} began to compact", thread.tid);

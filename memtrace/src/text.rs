@@ -7,7 +7,7 @@ use unicode_general_category::{GeneralCategory, get_general_category};
 use unicode_width::UnicodeWidthStr as _;
 
 /// Whether a character is not to be seen: it controls a terminal, changes the direction of what
-/// follows, has no width, or ends a line.
+/// follows, is made not to be seen, or ends a line.
 #[must_use]
 pub fn is_hidden(c: char) -> bool {
     use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};

@@ -1,6 +1,6 @@
 //! `memload reclaim`: proactive reclaim.
 
-use std::thread;
+use std::{sync::atomic::Ordering, thread};
 
 use anyhow::{Result, ensure};
 use tests::{
@@ -44,7 +44,10 @@ pub fn run(args: &ReclaimArgs) -> Result<()> {
         let files = scope.spawn(|| churn::alongside(&scratch, args.time.duration, &session.stop));
         while !until.is_over() {
             thread::sleep(args.pause);
-            cgroup.reclaim(args.limit / 8)?;
+            if let Err(err) = cgroup.reclaim(args.limit / 8) {
+                session.stop.store(true, Ordering::Relaxed);
+                return Err(err);
+            }
             times += 1;
         }
         files.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

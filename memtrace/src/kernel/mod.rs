@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, BufRead as _, BufReader},
 };
 
 use memtrace_common::layout::{ABSENT, KernelLayout};
@@ -168,8 +168,9 @@ fn limits_memory(controllers: &str, command_line: &str) -> bool {
 
 /// Address of `vm_zone_stat[NR_FREE_PAGES]` from kallsyms, which takes long to read.
 fn free_pages_address() -> Option<u64> {
-    let symbols = fs::read_to_string("/proc/kallsyms").ok()?;
-    let line = symbols.lines().find(|line| line.ends_with(" vm_zone_stat"))?;
+    let symbols = BufReader::new(File::open("/proc/kallsyms").ok()?);
+    let line =
+        symbols.lines().map_while(Result::ok).find(|line| line.ends_with(" vm_zone_stat"))?;
     let address = u64::from_str_radix(line.split(' ').next()?, 16).ok()?;
     (address != 0).then_some(address)
 }

@@ -144,7 +144,8 @@ fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
 pub struct Losses {
     /// Stalls for which the ring buffer had no room.
     pub lost: u64,
-    /// Stalls whose begin was not seen.
+    /// Stalls whose begin was not seen. Where the table was full, fewer than that by those that have
+    /// not ended yet.
     pub missed_begin: u64,
     /// Stalls for which the table of those in progress had no room.
     pub table_full: u64,
@@ -159,8 +160,6 @@ pub struct Live {
     /// Records that made no sense.
     undecodable: u64,
     counters: PerCpuArray<MapData, u64>,
-    /// Ends that were seen before the probes of the begins were attached.
-    early_ends: u64,
     /// Detach as they are dropped, which a vector does in the order of attaching.
     links: Vec<load::Link>,
     unavailable: Vec<String>,
@@ -179,7 +178,8 @@ const RECLAIM: usize = size_of::<in_progress::Reclaim>() / size_of::<u64>();
 const COMPACTION: usize = size_of::<in_progress::Compaction>() / size_of::<u64>();
 
 impl Live {
-    /// Loads and attaches the probes that `request` needs on this kernel.
+    /// Loads and attaches the probes that `request` needs on this kernel. For a moment no thread of
+    /// the process can open a file.
     pub fn start(request: &Request, kernel: &Kernel) -> Result<Self, LiveError> {
         let plan = Plan::make(request, kernel)?;
         let mut ebpf = load::load(request, kernel)?;
@@ -196,19 +196,21 @@ impl Live {
         let counters = load::take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
         let reclaims = load::take(&mut ebpf, "RECLAIMS", InProgress::try_from)?;
         let compactions = load::take(&mut ebpf, "COMPACTIONS", InProgress::try_from)?;
+        // Side by side where a tracepoint has a spare program.
+        let mut attached: Vec<_> =
+            plan.probes.iter().map(|probe| probe.tracepoint.to_owned()).collect();
+        attached.dedup();
         let mut links = Vec::with_capacity(plan.probes.len());
         for probe in &plan.probes {
             links.push(load::attach(&mut ebpf, *probe)?);
         }
-        let early_ends = sum(&counters, counter::END_WITHOUT_BEGIN)?;
         Ok(Self {
             ring,
             undecodable: 0,
             counters,
-            early_ends,
             links,
             unavailable: plan.unavailable,
-            attached: plan.probes.iter().map(|probe| probe.tracepoint.to_owned()).collect(),
+            attached,
             logger,
             reclaims,
             compactions,
@@ -226,6 +228,12 @@ impl Live {
             // Nothing but our own probes writes here, and their records are of this very build.
             self.undecodable += 1;
         }
+    }
+
+    /// Whether all that the probes have begun to deliver was taken.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.ring.is_drained()
     }
 
     /// A descriptor to wait on: readable when the probes ask for the ring buffer to be read without
@@ -255,7 +263,7 @@ impl Live {
         Ok(Losses {
             lost: sum(&self.counters, counter::LOST)?.saturating_add(self.undecodable),
             // A stall that found the table full ends without a begin, too.
-            missed_begin: ends.saturating_sub(self.early_ends).saturating_sub(table_full),
+            missed_begin: ends.saturating_sub(table_full),
             table_full,
             skipped: self.skipped(),
         })
@@ -283,15 +291,23 @@ impl Live {
     /// Sums up what the kernel reports of each program in its descriptor's information, since 5.12.
     /// Of a program and its spare only the fewer: a stall is missed where both were skipped.
     fn skipped(&self) -> u64 {
-        let misses: HashMap<&str, u64> = self
-            .programs
-            .iter()
-            .map(|(name, program)| (name.as_str(), misses(program.as_fd())))
-            .collect();
-        let of = |name| misses.get(name).copied().unwrap_or_default();
-        let spared = SPARES.iter().map(|(first, spare)| of(first).max(of(spare)));
-        misses.values().sum::<u64>() - spared.sum::<u64>()
+        skipped(
+            &self
+                .programs
+                .iter()
+                .map(|(name, program)| (name.as_str(), misses(program.as_fd())))
+                .collect(),
+        )
     }
+}
+
+/// Sums up how often each program was skipped, of those that have a spare one loaded the fewer.
+fn skipped(misses: &HashMap<&str, u64>) -> u64 {
+    let of_either = SPARES.iter().filter_map(|(first, spare)| {
+        let (first, spare) = (misses.get(first)?, misses.get(spare)?);
+        Some(first.max(spare))
+    });
+    misses.values().sum::<u64>() - of_either.sum::<u64>()
 }
 
 /// A counter's sum over all CPUs.
@@ -319,5 +335,18 @@ pub fn names(kernel: &Kernel) -> Names {
         clock: WallClock::now(),
         symbols: Symbols::live(),
         page_size: rustix::param::page_size() as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_is_missed_where_the_spare_program_was_skipped_as_well() {
+        let skipped = |misses: &[(&'static str, u64)]| skipped(&misses.iter().copied().collect());
+        assert_eq!(skipped(&[("direct_end", 2), ("compact_end", 5)]), 7);
+        assert_eq!(skipped(&[("direct_end", 2), ("compact_end", 5), ("spare_end", 3)]), 5);
+        assert_eq!(skipped(&[("compact_begin", 0), ("spare_begin", 3), ("compact_end", 1)]), 1);
     }
 }

@@ -83,6 +83,12 @@ impl Ring {
         }
     }
 
+    /// Whether all that was reserved is read: a record may still be in the writing.
+    pub(super) fn is_drained(&self) -> bool {
+        let consumed = self.consumer.position().load(Ordering::Relaxed);
+        consumed == self.producer.position().load(Ordering::Acquire)
+    }
+
     /// A descriptor that is readable when the probes ask to be heard.
     pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
         self.descriptor.try_clone()

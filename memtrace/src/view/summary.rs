@@ -8,7 +8,7 @@ use crate::text::Printable;
 /// Counts of one whole run. Every stall that the probes saw is counted once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Stalls that reached the view.
+    /// Stalls that the probes delivered.
     pub stalls: u64,
     /// Stalls that the ring buffer had no room for.
     pub lost: u64,

@@ -103,8 +103,8 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 /// light (the kernel's sync_light) or sync; LAT(ms) is how long it took; STATUS is the kernel's
 /// word for the result.
 ///
-/// With --extended MODE and STATUS are in full, and there are: FRAGIDX, the fragmentation index of the order (towards 0: no memory, towards
-/// 1: fragmented, -1: would succeed); MIN, LOW, HIGH and FREE, the zone's watermarks and free pages
+/// With --extended MODE and STATUS are in full, and there are: FRAGIDX, the fragmentation index of
+/// the order (towards 0: no memory, towards 1: fragmented, -1: would succeed); MIN, LOW, HIGH and FREE, the zone's watermarks and free pages
 /// when it began; SCANNED, pages that the migration and the free scanner looked at; GFP, the
 /// allocation's flags; CGROUP, the one that the thread is charged to.
 #[derive(Args, Debug)]

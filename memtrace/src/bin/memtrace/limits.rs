@@ -23,8 +23,11 @@ pub fn check(buffer: u32) -> Result<()> {
             bail!("{FILES} open files are needed, and {allowed} allowed: raise `ulimit -n`");
         }
     }
-    let needed = MEMORY + 2 * u64::from(buffer);
-    for (resource, option) in [(Resource::As, 'v'), (Resource::Data, 'd')] {
+    // Data are what is not shared with the kernel.
+    let with_buffer = MEMORY + u64::from(buffer);
+    for (resource, option, needed) in
+        [(Resource::As, 'v', with_buffer), (Resource::Data, 'd', MEMORY)]
+    {
         if let Some(allowed) = getrlimit(resource).current
             && allowed < needed
         {

@@ -1,5 +1,5 @@
-//! Privileges that memtrace has no more use for: given up as soon as the probes are attached, so that
-//! whatever it reads from then on, which others have written, cannot make it do them harm.
+//! Privileges that memtrace has no more use for: given up as soon as the probes are attached, as
+//! whatever it reads from then on others have written. The user it runs as stays the same.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use rustix::thread::{
 
 /// Gives up all capabilities but those of `kept` that the process has.
 ///
-/// CAP_BPF stays as well where `works`, which is tried without it, does not: some kernels want it for
+/// CAP_BPF (CAP_SYS_ADMIN where the process has that alone) stays as well where `works`, which is tried without it, does not: some kernels want it for
 /// reading the probes' own maps.
 pub fn give_up(kept: CapabilitySet, works: impl FnOnce() -> bool) -> io::Result<()> {
     set_no_new_privs(true)?;
@@ -24,7 +24,12 @@ pub fn give_up(kept: CapabilitySet, works: impl FnOnce() -> bool) -> io::Result<
     // No kernel that runs the probes lacks it.
     clear_ambient_capability_set()?;
     let kept = kept & has.permitted;
-    let bpf = CapabilitySet::BPF & has.permitted;
+    // It includes the other, which was split off it.
+    let bpf = if has.permitted.contains(CapabilitySet::BPF) {
+        CapabilitySet::BPF
+    } else {
+        CapabilitySet::SYS_ADMIN & has.permitted
+    };
     set(kept, kept | bpf)?;
     if works() { set(kept, kept) } else { set(kept | bpf, kept | bpf) }
 }

@@ -155,9 +155,10 @@ mod tests {
             parse("5000-7000 r-xp 001e2000 fe:00 123   /a path/memtrace"),
             Some((0x5000..0x7000, true))
         );
+        assert_eq!(parse("5000-7000 rw-p 00000000 00:00 0   [heap]"), Some((0x5000..0x7000, true)));
         assert_eq!(
-            parse("5000-7000 rw-p 00000000 00:00 0   [heap]"),
-            Some((0x5000..0x7000, false))
+            parse("5000-7000 rw-p 00000000 00:00 0   [stack]"),
+            Some((0x5000..0x7000, true))
         );
         assert_eq!(parse("5000-7000 rw-p 00000000 00:00 0"), Some((0x5000..0x7000, false)));
         assert_eq!(parse("5000-7000 ---p 00000000 00:00 0"), None);

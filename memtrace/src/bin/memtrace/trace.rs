@@ -270,10 +270,26 @@ impl<'a> Run<'a> {
     async fn end(mut self, end: End, stop: &mut Stop) -> Result<()> {
         let duration = self.started.elapsed();
         self.live.detach();
+        let detached = Instant::now();
         let mut delivered = true;
-        while delivered && self.show_all()? == Ring::More {
-            delivered = self.deliver(end, stop).await?;
+        loop {
+            match self.show_all()? {
+                Ring::More => delivered = self.deliver(end, stop).await?,
+                // A probe that was running may still be writing.
+                Ring::Dry if !self.live.is_drained() && detached.elapsed() < PATIENCE => {
+                    sleep(ASK_EVERY).await;
+                }
+                Ring::Dry => break,
+            }
+            if !delivered {
+                break;
+            }
         }
+        let mut given_up: u64 = 0;
+        while self.live.next_stall().is_some() {
+            given_up += 1;
+        }
+        self.stalls += given_up;
         self.live.flush_log();
         if self.config.interval.is_some() && end == End::Planned {
             self.view.interval(&mut self.names, Timestamp::now(), &mut self.output);
@@ -296,7 +312,9 @@ impl<'a> Run<'a> {
         }
         if !delivered && end != End::ReaderGone {
             let bytes = self.output.lines.len();
-            say(format_args!("memtrace: {bytes} bytes of output given up, as no one read them"));
+            say(format_args!(
+                "memtrace: {given_up} of the stalls and {bytes} bytes of output given up, as no one read them"
+            ));
         }
         Ok(())
     }
