@@ -18,7 +18,7 @@ use tests::{
 };
 
 /// Hits of the limit that make enough stalls to tell a filter by.
-const SOME_HITS: u64 = HITS / 4;
+const SOME_HITS: u64 = HITS / 8;
 
 /// Name of the threads that are looked for, and a part of it.
 const COMM: &str = "mt-wanted";

@@ -33,9 +33,11 @@ const BOOTS: [Boot; 3] = [
 ];
 
 /// Tests that are not run in guests, by the beginning of `program::name`, and why.
-const NOT_IN_GUESTS: [(&str, &str); 2] = [
+const NOT_IN_GUESTS: [(&str, &str); 4] = [
     ("histogram::", "what becomes of stalls in user space is the same on every kernel"),
     ("hostile::", "how names are shown is the same on every kernel"),
+    ("survive::a_thousand", "so many threads take an emulated machine too long"),
+    ("survive::ten_thousand", "so many threads take an emulated machine too long"),
 ];
 
 /// Tests to run: a program, and those of its tests that were chosen.
