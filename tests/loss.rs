@@ -1,6 +1,6 @@
 //! What memtrace cannot deliver is counted, each stall once.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Result;
 use rustix::process::Signal;
@@ -16,7 +16,7 @@ fn memload() -> &'static Path {
 }
 
 /// Number of a load's stalls.
-fn of_load(trace: &Trace, load: &[u32]) -> u64 {
+fn of_load(trace: &Trace, load: &BTreeSet<u32>) -> u64 {
     trace.stalls.iter().filter(|stall| load.contains(&stall.tid)).count() as u64
 }
 
@@ -25,7 +25,7 @@ fn of_load(trace: &Trace, load: &[u32]) -> u64 {
 fn starve(start: impl FnOnce(&[&str]) -> Memtrace, args: &[&str]) -> Result<(Finished, u64)> {
     let cgroup = limited_cgroup()?;
     let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
-    let (pid, tids) = (load.id().to_string(), load.workers());
+    let (pid, tids) = (load.id().to_string(), load.tids().clone());
     let oracle = Oracle::start()?;
     let memtrace = start(&[&["drsnoop", "--buffer-size", "4K", "-p", &pid], args].concat());
     memtrace.signal(Signal::STOP);
@@ -91,7 +91,7 @@ fn full_ring_buffer_when_quiet() -> Result<()> {
 fn full_table() -> Result<()> {
     let cgroup = limited_cgroup()?;
     let mut load = Load::churn(memload(), &Churning { threads: 8, ..Churning::new(&cgroup) })?;
-    let (pid, tids) = (load.id().to_string(), load.workers());
+    let (pid, tids) = (load.id().to_string(), load.tids().clone());
     let oracle = Oracle::start()?;
     let memtrace = Memtrace::start(&["drsnoop", "--json", "--max-stalled", "1", "-p", &pid]);
     load.work(&cgroup, HITS)?;
@@ -122,7 +122,7 @@ fn stalls_in_progress_when_attaching() -> Result<()> {
     const ATTEMPTS: usize = 10;
     let cgroup = limited_cgroup()?;
     let mut load = Load::churn(memload(), &Churning { threads: 8, ..Churning::new(&cgroup) })?;
-    let (pid, tids) = (load.id().to_string(), load.workers());
+    let (pid, tids) = (load.id().to_string(), load.tids().clone());
     load.work(&cgroup, 1)?;
     let mut caught = 0;
     for _ in 0..ATTEMPTS {

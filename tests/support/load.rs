@@ -130,7 +130,8 @@ impl Load {
         self.child.id()
     }
 
-    /// The ids of all its threads, those that come and go left out.
+    /// The ids of all its threads, those that come and go left out. The main one may stall as well,
+    /// as it starts and ends the others.
     #[must_use]
     pub fn tids(&self) -> &BTreeSet<u32> {
         &self.tids

@@ -114,9 +114,12 @@ impl Tools<'_> {
     }
 }
 
-/// The folder that all of cargo's profiles have in common, seen from a path inside it. Cargo marks it.
+/// The folder that all of cargo's profiles have in common, seen from a path inside it. Cargo marks it, and marks the one
+/// in it of a target that was asked for by name as well.
 pub fn target_dir(inside: &Path) -> Option<&Path> {
-    inside.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file())
+    let target = env::var_os("TARGET");
+    let is_of_target = |dir: &Path| dir.file_name() == target.as_deref();
+    inside.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file() && !is_of_target(dir))
 }
 
 /// `program`, knowing nothing of the build that runs around it.
