@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Advice, Mode, OFlags, fadvise};
 
 /// Bytes read or written at once.
 const CHUNK: usize = 256 << 10;
@@ -83,7 +83,12 @@ impl Scratch {
             );
         }
         let chunks = (size / CHUNK as u64).div_ceil(files as u64).max(1);
-        let files = (0..files).map(|_| nameless(dir)).collect::<Result<_>>()?;
+        let files = (0..files).map(|_| nameless(dir)).collect::<Result<Vec<_>>>()?;
+        for file in &files {
+            // What is read ahead cannot be reclaimed yet, and where that is all that a small cgroup
+            // has, the kernel kills.
+            fadvise(file, 0, None, Advice::Random).context("cannot switch reading ahead off")?;
+        }
         Ok(Self { files, chunks })
     }
 }
