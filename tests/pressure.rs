@@ -5,7 +5,8 @@
 
 use std::{fs, path::Path, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use rustix::mm::{MlockAllFlags, mlockall};
 use serde_json::json;
 use tests::{
     cgroup::{Cgroup, Limit, TEST},
@@ -45,6 +46,8 @@ struct Watched {
 
 /// Traces what `load` does.
 fn watch(subject: &str, load: impl FnOnce(&Memtrace) -> Result<()>) -> Result<Watched> {
+    // Where every page is wanted, the test would wait for its own code for minutes.
+    mlockall(MlockAllFlags::CURRENT).context("cannot lock the test's memory")?;
     let oracle = Oracle::start()?;
     let before = Vmstat::read()?;
     let memtrace = Memtrace::start(&[subject, "--json"]);
@@ -191,7 +194,7 @@ fn direct_reclaim() -> Result<()> {
         for load in [
             &["anon", "--threads", "32", "--swap", "128M", "--leave", "32M"][..],
             &["anon", "--threads", "16", "--leave", "48M"],
-            &["churn", "--threads", "64", "--leave", "48M"],
+            &["churn", "--threads", "16", "--leave", "48M"],
         ] {
             pids.push(reclaim_directly(load)?);
         }
