@@ -1,5 +1,5 @@
 //! What the probes remember of a stall from its begin to its end: keys and values of the maps
-//! `RECLAIMS` and `COMPACTIONS`. A thread's compaction is found by its id alone.
+//! `SLOTS`, `RECLAIMS` and `COMPACTIONS`. A thread's compaction is found by its id alone.
 
 /// Key of a reclaim. One thread can be in several at once: soft-limit reclaim runs inside direct
 /// reclaim.
@@ -12,31 +12,56 @@ pub struct ReclaimKey {
     pub mechanism: u32,
 }
 
-/// A reclaim in progress.
+/// A reclaim in progress. What every view needs comes first.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Reclaim {
     /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
     pub start_ns: u64,
+    /// Address of the `scan_control`; 0 where the thread did not lead to it at the begin.
+    pub control: u64,
+    /// The allocation's `gfp_t`.
+    pub gfp: u32,
+    /// Which fields are filled: bits of [`crate::record::known`].
+    pub known: u32,
+    /// The NUMA node, of node reclaim.
+    pub node: i32,
+    /// Always zero.
+    pub reserved: u16,
+    /// Order of the allocation.
+    pub order: i8,
+    /// Lowest priority so far; `i8::MAX` before the first.
+    pub priority: i8,
     /// Pages scanned so far.
     pub nr_scanned: u64,
     /// Free pages in the whole system at the begin.
     pub free_pages: u64,
     /// Of the tracepoint's own argument where it has one, since 7.1.
     pub target_cgroup_id: u64,
-    /// Order of the allocation.
-    pub order: i32,
-    /// The allocation's `gfp_t`.
-    pub gfp: u32,
-    /// The NUMA node, of node reclaim.
-    pub node: i32,
-    /// Lowest priority so far; `i32::MAX` before the first.
-    pub priority: i32,
-    /// Which of these are filled: bits of [`crate::record::known`].
-    pub known: u32,
-    /// Always zero.
-    pub reserved: u32,
 }
+
+/// Room for one reclaim in the array `SLOTS`: a line of the processor's cache.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Slot {
+    /// How many threads have it or are about to look whether they can have it.
+    pub claims: u32,
+    /// Whose it is, [`Slot::key`]; 0 while it is nobody's.
+    pub owner: u32,
+    /// The reclaim.
+    pub reclaim: Reclaim,
+}
+
+impl Slot {
+    /// What stands for a thread in a mechanism, one of the first four of
+    /// [`crate::record::mechanism`]. Thread ids are below 2^22 (`PID_MAX_LIMIT`), and none is 0.
+    #[must_use]
+    pub const fn key(key: ReclaimKey) -> u32 {
+        key.tid << 2 | key.mechanism
+    }
+}
+
+const _: () = assert!(size_of::<Slot>() == 64, "a line of the processor's cache");
 
 /// A compaction in progress.
 #[derive(Clone, Copy, Debug)]

@@ -52,10 +52,25 @@ pub struct CompactionArgs {
     pub end_status: u32,
 }
 
-/// Offsets in bytes unless said otherwise; each [`ABSENT`] where the kernel has no such member.
+/// Offsets in bytes unless said otherwise; each [`ABSENT`] where the kernel has no such member. What
+/// every probe reads comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct KernelLayout {
+    /// 0 where a probe may read the current thread's `task_struct` by itself, by the helper
+    /// `bpf_get_current_task_btf`, since 5.11.
+    pub readable_task: u32,
+    /// `task_struct.reclaim_state`, a pointer into the reclaiming task's `scan_control`.
+    pub task_reclaim_state: u32,
+    /// `scan_control.reclaim_state`.
+    pub scan_control_reclaim_state: u32,
+    /// The byte that holds the bit-field `scan_control.proactive`.
+    pub scan_control_proactive: u32,
+    /// That bit, as a mask for the byte.
+    pub scan_control_proactive_mask: u32,
+    /// `task_struct.comm`.
+    pub task_comm: u32,
+
     /// Arguments of the tracepoints of reclaim, by [`crate::record::mechanism`].
     pub reclaim_args: [ReclaimFields; 4],
     /// Their records.
@@ -67,10 +82,10 @@ pub struct KernelLayout {
     /// Its record.
     pub isolate_record: IsolateFields,
 
-    /// `task_struct.reclaim_state`, a pointer into the reclaiming task's `scan_control`.
-    pub task_reclaim_state: u32,
     /// `task_struct.cgroups`.
     pub task_cgroups: u32,
+    /// `task_struct.group_leader`.
+    pub task_group_leader: u32,
     /// The memory controller's element of `css_set.subsys`.
     pub css_set_memory: u32,
     /// `css_set.dfl_cgrp`.
@@ -94,8 +109,6 @@ pub struct KernelLayout {
     /// `mem_cgroup.css`.
     pub mem_cgroup_css: u32,
 
-    /// `scan_control.reclaim_state`.
-    pub scan_control_reclaim_state: u32,
     /// `scan_control.priority`, one signed byte.
     pub scan_control_priority: u32,
     /// `scan_control.nr_scanned`, of the last priority only.
@@ -104,10 +117,6 @@ pub struct KernelLayout {
     pub scan_control_nr_reclaimed: u32,
     /// `scan_control.target_mem_cgroup`.
     pub scan_control_target: u32,
-    /// The byte that holds the bit-field `scan_control.proactive`.
-    pub scan_control_proactive: u32,
-    /// That bit, as a mask for the byte.
-    pub scan_control_proactive_mask: u32,
 
     /// `compact_control.zone`.
     pub compact_control_zone: u32,

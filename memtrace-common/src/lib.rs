@@ -2,7 +2,8 @@
 //!
 //! [`record`] travels from the probes to user space, [`layout`] and [`config`] the other way.
 //! [`counter`] names the slots in which the probes count what they could not deliver, and
-//! [`in_progress`] is what they keep of a stall until it ends, which user space counts.
+//! [`in_progress`] is what they keep of a stall until it ends, which user space counts, and [`tally`]
+//! what they keep of many for a histogram, which user space takes.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -12,3 +13,4 @@ pub mod counter;
 pub mod in_progress;
 pub mod layout;
 pub mod record;
+pub mod tally;

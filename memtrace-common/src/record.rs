@@ -1,12 +1,13 @@
 //! Records in the ring buffer, one per finished stall.
 //!
-//! Each begins with [`Stall`], whose `mechanism` says which record it is. With stacks wanted, the
-//! record comes [`Stacked`].
+//! Each begins with [`Stall`], whose `mechanism` says which record it is. What few views need follows
+//! only where it was asked for: first the details ([`known::DETAILS`]), then the [`Stack`].
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Length of a thread's name in the kernel, with the terminating zero (`TASK_COMM_LEN`).
-pub const COMM_LEN: usize = 16;
+/// A thread's name in the kernel, 16 bytes with the terminating zero (`TASK_COMM_LEN`), as the words
+/// that they are in memory: the probes' compiler moves bytes one by one.
+pub type Comm = [u64; 2];
 
 /// Longest kernel stack delivered, in frames (`PERF_MAX_STACK_DEPTH`).
 pub const STACK_DEPTH: usize = 127;
@@ -36,25 +37,25 @@ pub mod known {
     pub const GFP: u32 = 1 << 0;
     /// [`super::Stall::order`].
     pub const ORDER: u32 = 1 << 1;
-    /// [`super::Stall::cgroup_id`].
+    /// [`super::ReclaimDetails::cgroup_id`].
     pub const CGROUP: u32 = 1 << 2;
-    /// [`super::Reclaim::nr_scanned`].
+    /// [`super::ReclaimDetails::nr_scanned`].
     pub const SCANNED: u32 = 1 << 3;
-    /// [`super::Reclaim::priority`].
+    /// [`super::ReclaimDetails::priority`].
     pub const PRIORITY: u32 = 1 << 4;
-    /// [`super::Reclaim::target_cgroup_id`].
+    /// [`super::ReclaimDetails::target_cgroup_id`].
     pub const TARGET: u32 = 1 << 5;
-    /// [`super::Reclaim::free_pages`].
+    /// [`super::ReclaimDetails::free_pages`].
     pub const FREE: u32 = 1 << 6;
-    /// [`super::Reclaim::node`].
+    /// [`super::ReclaimDetails::node`].
     pub const RECLAIM_NODE: u32 = 1 << 7;
     /// [`super::Compaction::node`] and [`super::Compaction::zone`].
     pub const ZONE: u32 = 1 << 8;
-    /// [`super::Compaction::watermark_min`], `_low`, `_high` and [`super::Compaction::free_pages`].
+    /// [`super::CompactionDetails::watermark_min`], `_low`, `_high` and `free_pages`.
     pub const WATERMARKS: u32 = 1 << 9;
-    /// [`super::Compaction::frag_index`].
+    /// [`super::CompactionDetails::frag_index`].
     pub const FRAG_INDEX: u32 = 1 << 10;
-    /// [`super::Compaction::migrate_scanned`] and [`super::Compaction::free_scanned`].
+    /// [`super::CompactionDetails::migrate_scanned`] and `free_scanned`.
     pub const COMPACT_SCANNED: u32 = 1 << 11;
     /// Set for reclaim asked for through `memory.reclaim` (`scan_control.proactive`).
     pub const PROACTIVE: u32 = 1 << 12;
@@ -63,6 +64,8 @@ pub mod known {
     pub const COMPACTION_READY: u32 = 1 << 13;
     /// [`super::Compaction::mode`].
     pub const MODE: u32 = 1 << 14;
+    /// The details follow: [`super::ReclaimDetails`] or [`super::CompactionDetails`].
+    pub const DETAILS: u32 = 1 << 15;
 }
 
 /// What every stall has, whatever held the thread up.
@@ -73,27 +76,24 @@ pub struct Stall {
     pub start_ns: u64,
     /// How long it lasted, in nanoseconds.
     pub duration_ns: u64,
-    /// Id, in its hierarchy, of the cgroup that the thread was charged to: the one of the memory
-    /// controller, or of cgroup v2 where that is not known.
-    pub cgroup_id: u64,
-    /// Which tracepoint pair: one of [`mechanism`].
-    pub mechanism: u32,
-    /// Which optional fields are filled: bits of [`known`].
-    pub known: u32,
     /// The process (thread group), in the initial PID namespace.
     pub pid: u32,
     /// The thread, in the initial PID namespace.
     pub tid: u32,
     /// The thread's real user id.
     pub uid: u32,
-    /// The CPU on which the stall ended.
-    pub cpu: u32,
-    /// Order of the allocation: 2^order pages; -1 where the kernel compacts a whole zone.
-    pub order: i32,
     /// The allocation's `gfp_t`.
     pub gfp: u32,
-    /// The thread's name, ended by a zero byte.
-    pub comm: [u8; COMM_LEN],
+    /// The thread's name, ended by a zero byte; the process's where that was asked for.
+    pub comm: Comm,
+    /// Which optional fields are filled: bits of [`known`].
+    pub known: u32,
+    /// The CPU on which the stall ended.
+    pub cpu: u16,
+    /// Order of the allocation: 2^order pages; -1 where the kernel compacts a whole zone.
+    pub order: i8,
+    /// Which tracepoint pair: one of [`mechanism`].
+    pub mechanism: u8,
 }
 
 /// A thread was held up reclaiming pages.
@@ -102,11 +102,20 @@ pub struct Stall {
 pub struct Reclaim {
     /// What every stall has.
     pub stall: Stall,
+    /// Pages reclaimed, as the end tracepoint reports them.
+    pub nr_reclaimed: u64,
+}
+
+/// What follows a [`Reclaim`] with [`known::DETAILS`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ReclaimDetails {
+    /// Id, in its hierarchy, of the cgroup that the thread was charged to: the one of the memory
+    /// controller, or of cgroup v2 where that is not known.
+    pub cgroup_id: u64,
     /// Pages scanned on the inactive lists, over all priorities; of the last priority only where the
     /// multi-generational LRU isolates pages without `mm_vmscan_lru_isolate`.
     pub nr_scanned: u64,
-    /// Pages reclaimed, as the end tracepoint reports them.
-    pub nr_reclaimed: u64,
     /// Id of the cgroup whose limit asked for the reclaim; 0 where none did (global reclaim).
     pub target_cgroup_id: u64,
     /// Free pages in the whole system when the stall began.
@@ -123,6 +132,24 @@ pub struct Reclaim {
 pub struct Compaction {
     /// What every stall has.
     pub stall: Stall,
+    /// The zone's name, ended by a zero byte unless it fills the field.
+    pub zone: [u8; ZONE_NAME_LEN],
+    /// The zone's NUMA node.
+    pub node: i32,
+    /// The kernel's `enum migrate_mode`.
+    pub mode: u32,
+    /// The kernel's `enum compact_result`.
+    pub status: i32,
+    /// Who asked for it: one of [`cause`].
+    pub cause: u32,
+}
+
+/// What follows a [`Compaction`] with [`known::DETAILS`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CompactionDetails {
+    /// As in [`ReclaimDetails`].
+    pub cgroup_id: u64,
     /// Pages that the migration scanner looked at.
     pub migrate_scanned: u64,
     /// Pages that the free scanner looked at.
@@ -135,20 +162,10 @@ pub struct Compaction {
     pub watermark_high: u64,
     /// The zone's free pages when the stall began.
     pub free_pages: u64,
-    /// The zone's name, ended by a zero byte unless it fills the field.
-    pub zone: [u8; ZONE_NAME_LEN],
     /// Fragmentation index of the order asked for when the stall began, times 1000: towards 0 an
     /// allocation would fail for lack of memory, towards 1000 for fragmentation, and at -1000 it
     /// would succeed. See `fragmentation_index()` in the kernel's mm/vmstat.c.
     pub frag_index: i32,
-    /// The zone's NUMA node.
-    pub node: i32,
-    /// The kernel's `enum migrate_mode`.
-    pub mode: u32,
-    /// The kernel's `enum compact_result`.
-    pub status: i32,
-    /// Who asked for it: one of [`cause`].
-    pub cause: u32,
     /// Always zero.
     pub reserved: u32,
 }
@@ -177,12 +194,12 @@ pub struct Stack {
     pub frames: [u64; STACK_DEPTH],
 }
 
-/// A record together with the kernel stack.
+/// A record together with what follows it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Stacked<T> {
+pub struct Followed<T, U> {
     /// The record.
     pub record: T,
-    /// The stack.
-    pub stack: Stack,
+    /// Its details, or the stack.
+    pub by: U,
 }

@@ -16,13 +16,14 @@ use aya_log_ebpf::debug;
 use memtrace_common::{
     config::wanted,
     counter, in_progress,
-    record::{Compaction, ZONE_NAME_LEN, cause, known, mechanism},
+    record::{Compaction, CompactionDetails, Followed, ZONE_NAME_LEN, cause, known, mechanism},
 };
 
 use crate::{
     kernel,
-    settings::{CAUSES, layout, present, wanted},
-    stall::{Thread, count, deliver, now},
+    settings::{config, layout, present, wanted},
+    stall::{Thread, count, deliver, duration_since, now},
+    tally,
 };
 
 /// Order that the kernel gives to the compaction of a whole zone.
@@ -161,28 +162,22 @@ fn end(ctx: &RawTracePointContext, turn: Turn) {
     // Should it fail, the thread's next begin replaces the entry.
     let _gone: Result<(), i32> = COMPACTIONS.remove(thread.tid);
 
-    let Some(mut stall) = thread.stalled_since(begin.start_ns, mechanism::COMPACTION) else {
+    let Some(duration_ns) = duration_since(begin.start_ns) else { return };
+    let order = (begin.known & known::ORDER != 0).then_some(i64::from(begin.order));
+    if tally::count(thread, duration_ns, begin.cause, order) {
         return;
-    };
-    stall.order = begin.order;
+    }
+    let mut stall = thread.stall(begin.start_ns, duration_ns, mechanism::COMPACTION);
+    stall.order = begin.order as i8;
     stall.gfp = begin.gfp;
-    stall.known |= begin.known;
-    let [watermark_min, watermark_low, watermark_high] = begin.watermarks;
+    stall.known = begin.known;
     let mut record = Compaction {
         stall,
-        migrate_scanned: 0,
-        free_scanned: 0,
-        watermark_min,
-        watermark_low,
-        watermark_high,
-        free_pages: begin.free_pages,
         zone: [0; ZONE_NAME_LEN],
-        frag_index: begin.frag_index,
         node: 0,
         mode: begin.mode,
         status: kernel::arg(ctx, layout!(compaction_args.end_status)).unwrap_or_default() as i32,
         cause: begin.cause,
-        reserved: 0,
     };
     if let Some(name) = kernel::read::<u64>(begin.zone, layout!(zone_name))
         && let Some(name) = kernel::read(name, 0)
@@ -193,15 +188,45 @@ fn end(ctx: &RawTracePointContext, turn: Turn) {
         record.node = node;
         record.stall.known |= known::ZONE;
     }
+    if wanted(wanted::EXTENDED | wanted::CGROUP) {
+        let details = details(control, &begin, &mut record.stall.known);
+        record.stall.known |= known::DETAILS;
+        deliver(ctx, Followed { record, by: details });
+    } else {
+        deliver(ctx, record);
+    }
+}
+
+/// What only some views show, and which of it is `known`.
+#[inline(always)]
+fn details(control: u64, begin: &in_progress::Compaction, known: &mut u32) -> CompactionDetails {
+    let [watermark_min, watermark_low, watermark_high] = begin.watermarks;
+    let mut details = CompactionDetails {
+        cgroup_id: 0,
+        migrate_scanned: 0,
+        free_scanned: 0,
+        watermark_min,
+        watermark_low,
+        watermark_high,
+        free_pages: begin.free_pages,
+        frag_index: begin.frag_index,
+        reserved: 0,
+    };
+    if wanted(wanted::CGROUP)
+        && let Some(id) = kernel::payer_id()
+    {
+        details.cgroup_id = id;
+        *known |= known::CGROUP;
+    }
     if wanted(wanted::EXTENDED)
         && let Some(migrate) = kernel::read(control, layout!(compact_control_migrate_scanned))
         && let Some(free) = kernel::read(control, layout!(compact_control_free_scanned))
     {
-        record.migrate_scanned = migrate;
-        record.free_scanned = free;
-        record.stall.known |= known::COMPACT_SCANNED;
+        details.migrate_scanned = migrate;
+        details.free_scanned = free;
+        *known |= known::COMPACT_SCANNED;
     }
-    deliver(ctx, record);
+    details
 }
 
 /// Reads the begin out of a `struct compact_control`.
@@ -293,7 +318,7 @@ fn cause_of(control: u64, zone: u64, order: i32) -> u32 {
 
 #[inline(always)]
 fn wanted_cause(cause: u32) -> bool {
-    CAUSES.load() & (1 << cause) != 0
+    config!(causes) & (1 << cause) != 0
 }
 
 /// Whether the current thread is the kcompactd of the zone's node.

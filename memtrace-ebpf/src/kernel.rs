@@ -5,11 +5,13 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_current_task, bpf_probe_read_kernel},
+    helpers::{bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_get_current_task_btf},
     programs::RawTracePointContext,
 };
 
-use crate::settings::{FREE_PAGES_ADDRESS, layout, present};
+use memtrace_common::record::Comm;
+
+use crate::settings::{config, layout, present};
 
 /// Deepest cgroup that the filter on cgroups looks up from.
 const MAX_CGROUP_DEPTH: u32 = 64;
@@ -79,6 +81,32 @@ pub fn current() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
+/// A word of the current thread's `task_struct`.
+#[inline(always)]
+fn task_word(offset: u32) -> Option<u64> {
+    if !present(layout!(readable_task)) {
+        return read(current(), offset);
+    }
+    if !present(offset) {
+        return None;
+    }
+    // SAFETY: the helper has no precondition.
+    let task: *const u8 = unsafe { bpf_get_current_task_btf() }.cast();
+    // SAFETY: the thread's own structure is there, and the verifier knows how long it is; volatile
+    // as the kernel writes to it. Costs a twentieth of a call of the helper that copies.
+    Some(unsafe { task.add(offset as usize).cast::<u64>().read_volatile() })
+}
+
+/// Name of the current thread.
+#[inline(always)]
+pub fn thread_comm() -> Option<Comm> {
+    if !present(layout!(readable_task)) {
+        return None;
+    }
+    let offset = layout!(task_comm);
+    Some([task_word(offset)?, task_word(offset.wrapping_add(8))?])
+}
+
 /// Address of the `scan_control` that the current thread reclaims with.
 ///
 /// `task_struct.reclaim_state` points at a member of it between the begin and end tracepoints of
@@ -91,10 +119,16 @@ pub fn scan_control() -> Option<u64> {
     if !present(offset) {
         return None;
     }
-    match read::<u64>(current(), layout!(task_reclaim_state))? {
+    match task_word(layout!(task_reclaim_state))? {
         0 => None,
         reclaim_state => Some(reclaim_state.wrapping_sub(u64::from(offset))),
     }
+}
+
+/// Name of the current thread's process, which is that of its first thread.
+#[inline(always)]
+pub fn process_comm() -> Option<Comm> {
+    read(read(current(), layout!(task_group_leader))?, layout!(task_comm))
 }
 
 /// Id of the cgroup behind a `struct cgroup *`.
@@ -179,7 +213,7 @@ fn root_memcg() -> Option<u64> {
 /// kernels leave out of kallsyms.
 #[inline(always)]
 pub fn free_pages() -> Option<u64> {
-    let address = FREE_PAGES_ADDRESS.load();
+    let address = config!(free_pages_address);
     if address != 0 {
         return read(address, 0);
     }

@@ -2,7 +2,8 @@
 //!
 //! `reclaim` and `compaction` each hold the probes of one mechanism. What they share stands in
 //! `settings` (what user space asked for), `event` (what a tracepoint tells), `kernel` (reading the
-//! kernel's structures) and `stall` (filters, counters and delivery).
+//! kernel's structures), `begun` (reclaims in progress), `tally` (histograms) and `stall` (filters,
+//! counters and delivery).
 
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -18,12 +19,15 @@
     reason = "the kernel passes every argument in a word of 64 bits, whatever its type"
 )]
 
+mod atomic;
+mod begun;
 mod compaction;
 mod event;
 mod kernel;
 mod reclaim;
 mod settings;
 mod stall;
+mod tally;
 
 /// The kernel gives the helpers that read its memory to GPL-compatible programs only.
 #[unsafe(link_section = "license")]

@@ -6,8 +6,7 @@
 //! (include/trace/perf.h).
 
 use aya_ebpf::{
-    macros::{map, raw_tracepoint, tracepoint},
-    maps::HashMap,
+    macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
@@ -15,23 +14,21 @@ use memtrace_common::{
     config::{kind, wanted},
     counter,
     in_progress::{self, ReclaimKey},
-    record::{Reclaim, known, mechanism},
+    record::{Followed, Reclaim, ReclaimDetails, known, mechanism},
 };
 
 use crate::{
+    begun,
     event::Event,
     kernel,
-    settings::{KINDS, layout, present, wanted},
-    stall::{Thread, count, deliver, now},
+    settings::{config, layout, present, wanted},
+    stall::{Thread, count, deliver, duration_since, now},
+    tally,
 };
 
 /// `trace_mm_vmscan_lru_isolate()` passes the number of the list; the active ones are odd
 /// (`enum lru_list` in include/linux/mmzone.h).
 const LRU_ACTIVE: u32 = 1;
-
-/// Reclaims in progress; user space sets its size.
-#[map]
-static RECLAIMS: HashMap<ReclaimKey, in_progress::Reclaim> = HashMap::with_max_entries(1, 0);
 
 /// Makes a pair of programs for a tracepoint: one of a raw, one of a classic tracepoint. User space
 /// attaches one of the two.
@@ -77,14 +74,16 @@ fn isolate(event: &impl Event) {
     }
     let Thread { tid, .. } = Thread::current();
     for mechanism in mechanism::DIRECT..=mechanism::NODE {
-        if let Some(begin) = RECLAIMS.get_ptr_mut(ReclaimKey { tid, mechanism }) {
+        if let Some(begin) = begun::find(ReclaimKey { tid, mechanism }) {
             // SAFETY: the entry is this thread's, which is here and not at its end.
             let begin = unsafe { &mut *begin };
             begin.nr_scanned = begin.nr_scanned.wrapping_add(scanned);
-            // Between begin and end the thread leads to the control of node reclaim, too.
-            if mechanism != mechanism::SOFTLIMIT
-                && let Some(priority) = kernel::scan_control().and_then(priority)
-            {
+            let control = match mechanism {
+                // Between begin and end the thread leads to the control of node reclaim, too.
+                mechanism::NODE => kernel::scan_control(),
+                _ => Some(begin.control),
+            };
+            if let Some(priority) = control.and_then(priority) {
                 begin.priority = begin.priority.min(priority);
             }
         }
@@ -97,25 +96,27 @@ fn begin(event: &impl Event, mechanism: u32) {
     if !thread.passes() {
         return;
     }
-    let proactive = is_proactive(mechanism);
+    let control = control(mechanism);
+    let proactive = is_proactive(control);
     if !wanted_kind(mechanism, proactive) {
         return;
     }
     let fields = event.reclaim_fields(mechanism);
     let mut begin = in_progress::Reclaim {
         start_ns: 0,
-        nr_scanned: 0,
-        free_pages: 0,
-        target_cgroup_id: 0,
-        order: 0,
+        control: control.unwrap_or(0),
         gfp: 0,
-        node: 0,
-        priority: i32::MAX,
-        reserved: 0,
         known: if proactive { known::PROACTIVE } else { 0 },
+        node: 0,
+        reserved: 0,
+        order: 0,
+        priority: i8::MAX,
+        nr_scanned: zero(),
+        free_pages: zero(),
+        target_cgroup_id: zero(),
     };
     if let Some(order) = event.int(fields.order) {
-        begin.order = order.cast_signed();
+        begin.order = order as i8;
         begin.known |= known::ORDER;
     }
     if let Some(gfp) = event.int(fields.gfp) {
@@ -137,9 +138,26 @@ fn begin(event: &impl Event, mechanism: u32) {
         }
     }
     begin.start_ns = now();
-    if RECLAIMS.insert(ReclaimKey { tid: thread.tid, mechanism }, begin, 0).is_err() {
-        count(counter::TABLE_FULL);
-        debug!(event, "table full: thread {} began reclaim {}", thread.tid, mechanism);
+    if !begun::keep(ReclaimKey { tid: thread.tid, mechanism }, begin) {
+        not_kept(event, thread.tid, mechanism);
+    }
+}
+
+/// Out of line, as it is rare.
+#[cold]
+#[inline(never)]
+fn not_kept(event: &impl Event, tid: u32, mechanism: u32) {
+    count(counter::TABLE_FULL);
+    debug!(event, "table full: thread {} began reclaim {}", tid, mechanism);
+}
+
+/// Likewise.
+#[cold]
+#[inline(never)]
+fn not_begun(event: &impl Event, pid: u32, tid: u32, mechanism: u32) {
+    if (Thread { pid, tid }).passes() && wanted_kind(mechanism, is_proactive(control(mechanism))) {
+        count(counter::END_WITHOUT_BEGIN);
+        debug!(event, "no begin: thread {} ended reclaim {}", tid, mechanism);
     }
 }
 
@@ -147,47 +165,53 @@ fn begin(event: &impl Event, mechanism: u32) {
 fn end(event: &impl Event, mechanism: u32) {
     let thread = Thread::current();
     let key = ReclaimKey { tid: thread.tid, mechanism };
-    let Some(begin) = RECLAIMS.get_ptr(key) else {
-        if thread.passes() && wanted_kind(mechanism, is_proactive(mechanism)) {
-            count(counter::END_WITHOUT_BEGIN);
-            debug!(event, "no begin: thread {} ended reclaim {}", thread.tid, mechanism);
-        }
-        return;
+    let Some(begin) = begun::take(key) else {
+        return not_begun(event, thread.pid, thread.tid, mechanism);
     };
-    // SAFETY: the entry is this thread's own, and only its end removes it.
-    let begin = unsafe { *begin };
-    // Should it fail, the thread's next begin replaces the entry.
-    let _gone: Result<(), i32> = RECLAIMS.remove(key);
-
-    let Some(mut stall) = thread.stalled_since(begin.start_ns, mechanism) else { return };
+    let Some(duration_ns) = duration_since(begin.start_ns) else { return };
+    let order = (begin.known & known::ORDER != 0).then_some(i64::from(begin.order));
+    if tally::count(thread, duration_ns, kind(mechanism, begin.known), order) {
+        return;
+    }
+    let mut stall = thread.stall(begin.start_ns, duration_ns, mechanism);
     stall.order = begin.order;
     stall.gfp = begin.gfp;
-    stall.known |= begin.known;
-    if begin.priority != i32::MAX {
-        stall.known |= known::PRIORITY;
-    }
+    stall.known = begin.known;
     let fields = event.reclaim_fields(mechanism);
-    let mut record = Reclaim {
-        stall,
-        nr_scanned: 0,
-        nr_reclaimed: event.long(fields.end_reclaimed).unwrap_or_default(),
-        target_cgroup_id: begin.target_cgroup_id,
-        free_pages: begin.free_pages,
-        priority: begin.priority,
-        node: begin.node,
-    };
-    if let Some(control) = control(mechanism) {
-        read_scan_control(&mut record, control);
+    let mut record =
+        Reclaim { stall, nr_reclaimed: event.long(fields.end_reclaimed).unwrap_or_default() };
+    // `do_try_to_free_pages()` returns 1 for "let compaction try" only if it reclaimed nothing.
+    if record.nr_reclaimed == 1
+        && kernel::read::<u64>(begin.control, layout!(scan_control_nr_reclaimed)) == Some(0)
+    {
+        record.stall.known |= known::COMPACTION_READY;
     }
-    if wanted(wanted::EXTENDED) && present(event.isolate_fields().scanned) {
-        // Left as it is where no list was isolated from, as the multi-generational LRU of some
-        // kernels does without the tracepoint.
-        if begin.nr_scanned != 0 || record.stall.known & known::SCANNED == 0 {
-            record.nr_scanned = begin.nr_scanned;
-        }
-        record.stall.known |= known::SCANNED;
+    if wanted(wanted::EXTENDED | wanted::CGROUP) {
+        let details = details(event, &begin, &mut record.stall.known);
+        record.stall.known |= known::DETAILS;
+        deliver(event, Followed { record, by: details });
+    } else {
+        deliver(event, record);
     }
-    deliver(event, record);
+}
+
+/// A zero that the compiler does not know: several in a row it would have written by a loop, byte by
+/// byte.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn zero() -> u64 {
+    let zero;
+    // SAFETY: it only sets a register.
+    unsafe {
+        core::arch::asm!("{zero} = 0", zero = out(reg) zero, options(nostack, nomem, pure));
+    }
+    zero
+}
+
+/// For the lints, which see this crate as a program of the host.
+#[cfg(not(target_arch = "bpf"))]
+fn zero() -> u64 {
+    0
 }
 
 /// The `scan_control` of this very reclaim, where the thread leads to it.
@@ -201,49 +225,75 @@ fn control(mechanism: u32) -> Option<u64> {
 
 /// Whether a write to `memory.reclaim` asked for it; not known where the kernel has no bit for it.
 #[inline(always)]
-fn is_proactive(mechanism: u32) -> bool {
-    control(mechanism)
+fn is_proactive(control: Option<u64>) -> bool {
+    control
         .and_then(|control| kernel::read::<u8>(control, layout!(scan_control_proactive)))
         .is_some_and(|bits| u32::from(bits) & layout!(scan_control_proactive_mask) != 0)
+}
+
+/// One of [`kind`].
+#[inline(always)]
+fn kind(mechanism: u32, known: u32) -> u32 {
+    if known & known::PROACTIVE != 0 { kind::PROACTIVE } else { mechanism }
 }
 
 #[inline(always)]
 fn wanted_kind(mechanism: u32, proactive: bool) -> bool {
     let kind = if proactive { kind::PROACTIVE } else { mechanism };
-    KINDS.load() & (1 << kind) != 0
+    config!(kinds) & (1 << kind) != 0
 }
 
 /// The priority that the reclaim is at; the kernel's loop leaves -1 behind once it is through.
 #[inline(always)]
-fn priority(control: u64) -> Option<i32> {
-    let priority: i8 = kernel::read(control, layout!(scan_control_priority))?;
-    Some(i32::from(priority).max(0))
+fn priority(control: u64) -> Option<i8> {
+    kernel::read(control, layout!(scan_control_priority)).map(|priority: i8| priority.max(0))
 }
 
-/// Fills in what the `scan_control` knows at the end.
+/// What only some views show, and which of it is `known`.
 #[inline(always)]
-fn read_scan_control(record: &mut Reclaim, control: u64) {
-    // `do_try_to_free_pages()` returns 1 for "let compaction try" only if it reclaimed nothing.
-    if record.nr_reclaimed == 1
-        && kernel::read::<u64>(control, layout!(scan_control_nr_reclaimed)) == Some(0)
+fn details(event: &impl Event, begin: &in_progress::Reclaim, known: &mut u32) -> ReclaimDetails {
+    let mut details = ReclaimDetails {
+        cgroup_id: 0,
+        nr_scanned: 0,
+        target_cgroup_id: begin.target_cgroup_id,
+        free_pages: begin.free_pages,
+        priority: 0,
+        node: begin.node,
+    };
+    if wanted(wanted::CGROUP)
+        && let Some(id) = kernel::payer_id()
     {
-        record.stall.known |= known::COMPACTION_READY;
+        details.cgroup_id = id;
+        *known |= known::CGROUP;
     }
     if !wanted(wanted::EXTENDED) {
-        return;
+        return details;
     }
-    if let Some(priority) = priority(control) {
-        record.priority = record.priority.min(priority);
-        record.stall.known |= known::PRIORITY;
+    let mut lowest = begin.priority;
+    if let Some(priority) = priority(begin.control) {
+        lowest = lowest.min(priority);
     }
-    if let Some(scanned) = kernel::read(control, layout!(scan_control_nr_scanned)) {
-        record.nr_scanned = scanned;
-        record.stall.known |= known::SCANNED;
+    if lowest != i8::MAX {
+        details.priority = i32::from(lowest);
+        *known |= known::PRIORITY;
     }
-    if let Some(memcg) = kernel::read::<u64>(control, layout!(scan_control_target))
+    if let Some(scanned) = kernel::read(begin.control, layout!(scan_control_nr_scanned)) {
+        details.nr_scanned = scanned;
+        *known |= known::SCANNED;
+    }
+    if present(event.isolate_fields().scanned) {
+        // Left as it is where no list was isolated from, as the multi-generational LRU of some
+        // kernels does without the tracepoint.
+        if begin.nr_scanned != 0 || *known & known::SCANNED == 0 {
+            details.nr_scanned = begin.nr_scanned;
+        }
+        *known |= known::SCANNED;
+    }
+    if let Some(memcg) = kernel::read::<u64>(begin.control, layout!(scan_control_target))
         && let Some(id) = kernel::memcg_id(memcg)
     {
-        record.target_cgroup_id = id;
-        record.stall.known |= known::TARGET;
+        details.target_cgroup_id = id;
+        *known |= known::TARGET;
     }
+    details
 }

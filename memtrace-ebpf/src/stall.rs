@@ -1,12 +1,15 @@
 //! What every probe shares: which threads are looked at, and how a finished stall is delivered or
 //! counted as lost.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_get_stack,
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_smp_processor_id,
+        bpf_ktime_get_ns,
+        generated::{bpf_get_current_comm, bpf_get_stack},
     },
     macros::map,
     maps::{PerCpuArray, RingBuf},
@@ -14,14 +17,12 @@ use aya_ebpf::{
 use memtrace_common::{
     config::{filter, wanted},
     counter,
-    record::{COMM_LEN, STACK_DEPTH, Stacked, Stall, known},
+    record::{Comm, Followed, STACK_DEPTH, Stack, Stall},
 };
 
 use crate::{
-    kernel,
-    settings::{
-        self, CGROUP, COMM_MASK, COMM_TEXT, FILTERS, MIN_NS, PIDS, TIDS, UID, WAKEUP_BYTES,
-    },
+    atomic, kernel,
+    settings::{self, PIDS, TIDS, config},
 };
 
 /// Finished stalls on their way to user space, which sets its size.
@@ -52,59 +53,54 @@ impl Thread {
     /// Whether the user wants to hear of it.
     #[inline(always)]
     pub fn passes(self) -> bool {
-        let filters = FILTERS.load();
+        let filters = config!(filters);
         if filters & filter::PID != 0 && PIDS.get_ptr(self.pid).is_none() {
             return false;
         }
         if filters & filter::TID != 0 && TIDS.get_ptr(self.tid).is_none() {
             return false;
         }
-        if filters & filter::UID != 0 && uid() != UID.load() {
+        if filters & filter::UID != 0 && uid() != config!(uid) {
             return false;
         }
         if filters & filter::COMM != 0 && !comm_matches() {
             return false;
         }
-        if filters & filter::CGROUP_V2 != 0 && !kernel::in_cgroup(CGROUP.load(), false) {
+        if filters & filter::CGROUP_V2 != 0 && !kernel::in_cgroup(config!(cgroup), false) {
             return false;
         }
-        if filters & filter::CGROUP_V1 != 0 && !kernel::in_cgroup(CGROUP.load(), true) {
+        if filters & filter::CGROUP_V1 != 0 && !kernel::in_cgroup(config!(cgroup), true) {
             return false;
         }
         true
     }
 
-    /// The part of a record that every mechanism has, for a stall that ends now; nothing where the
-    /// stall is shorter than the user wants.
+    /// The part of a record that every mechanism has, for a stall that ends now.
     #[inline(always)]
-    pub fn stalled_since(self, start_ns: u64, mechanism: u32) -> Option<Stall> {
-        let duration_ns = now().wrapping_sub(start_ns);
-        if duration_ns < MIN_NS.load() {
-            return None;
-        }
-        let mut stall = Stall {
+    pub fn stall(self, start_ns: u64, duration_ns: u64, mechanism: u32) -> Stall {
+        Stall {
             start_ns,
             duration_ns,
-            cgroup_id: 0,
-            mechanism,
-            known: 0,
             pid: self.pid,
             tid: self.tid,
-            uid: uid(),
-            // SAFETY: the helper has no precondition.
-            cpu: unsafe { bpf_get_smp_processor_id() },
-            order: 0,
+            uid: if settings::wanted(wanted::UID) { uid() } else { 0 },
             gfp: 0,
             comm: comm(),
-        };
-        if settings::wanted(wanted::CGROUP)
-            && let Some(id) = kernel::payer_id()
-        {
-            stall.cgroup_id = id;
-            stall.known |= known::CGROUP;
+            known: 0,
+            // SAFETY: the helper has no precondition.
+            cpu: unsafe { bpf_get_smp_processor_id() as u16 },
+            order: 0,
+            mechanism: mechanism as u8,
         }
-        Some(stall)
     }
+}
+
+/// How long a stall lasted that ends now, in nanoseconds; nothing where that is less than the user
+/// wants.
+#[inline(always)]
+pub fn duration_since(start_ns: u64) -> Option<u64> {
+    let duration_ns = now().wrapping_sub(start_ns);
+    (duration_ns >= config!(min_ns)).then_some(duration_ns)
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
@@ -118,45 +114,22 @@ pub fn now() -> u64 {
 #[inline(always)]
 pub fn count(slot: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(slot) {
-        add_one(value);
+        atomic::add(value, 1);
     }
-}
-
-/// Adds in one step, as another probe may come in between where tracepoints can be preempted. For
-/// this target Rust has no atomic types.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-fn add_one(value: *mut u64) {
-    // SAFETY: the pointer is to a value of a map, which is there as long as the map is.
-    unsafe {
-        core::arch::asm!(
-            "lock *(u64 *)({value} + 0) += {one}",
-            value = in(reg) value,
-            one = in(reg) 1_u64,
-            options(nostack),
-        );
-    }
-}
-
-/// For the lints, which see this crate as a program of the host.
-#[cfg(not(target_arch = "bpf"))]
-fn add_one(value: *mut u64) {
-    // SAFETY: as above.
-    unsafe { *value += 1 };
 }
 
 /// Delivers `record`, with the kernel stack where that is wanted, or counts it as lost.
 #[inline(always)]
 pub fn deliver<T: Copy + 'static>(ctx: &impl EbpfContext, record: T) {
     if settings::wanted(wanted::STACK) {
-        let Some(mut entry) = STALLS.reserve::<Stacked<T>>(0) else {
+        let Some(mut entry) = STALLS.reserve::<Followed<T, Stack>>(0) else {
             return count(counter::LOST);
         };
         let place = entry.as_mut_ptr();
         // SAFETY: the entry has room for the record, which comes first.
         unsafe { place.cast::<T>().write(record) };
         // SAFETY: the stack is a part of the entry; only its address is taken.
-        let stack = unsafe { &raw mut (*place).stack };
+        let stack = unsafe { &raw mut (*place).by };
         // SAFETY: likewise the frames.
         let frames = unsafe { &raw mut (*stack).frames };
         let size = (STACK_DEPTH * size_of::<u64>()) as u32;
@@ -164,7 +137,7 @@ pub fn deliver<T: Copy + 'static>(ctx: &impl EbpfContext, record: T) {
         let len = unsafe { bpf_get_stack(ctx.as_ptr(), frames.cast(), size, 0) };
         // SAFETY: the entry has room for the length, which comes first in the stack.
         unsafe { stack.cast::<i64>().write(len) };
-        entry.submit(wakeup(size_of::<Stacked<T>>()));
+        entry.submit(wakeup(size_of::<Followed<T, Stack>>()));
     } else {
         let Some(mut entry) = STALLS.reserve::<T>(0) else {
             return count(counter::LOST);
@@ -180,7 +153,7 @@ pub fn deliver<T: Copy + 'static>(ctx: &impl EbpfContext, record: T) {
 #[inline(always)]
 fn wakeup(size: usize) -> u64 {
     let unread = STALLS.query(u64::from(BPF_RB_AVAIL_DATA));
-    let threshold = WAKEUP_BYTES.load();
+    let threshold = config!(wakeup_bytes);
     let past = unread.checked_rem(threshold).unwrap_or(u64::MAX);
     if unread >= threshold && past < AT_ONCE * size as u64 {
         u64::from(BPF_RB_FORCE_WAKEUP)
@@ -190,23 +163,43 @@ fn wakeup(size: usize) -> u64 {
 }
 
 #[inline(always)]
-fn uid() -> u32 {
+pub fn uid() -> u32 {
     bpf_get_current_uid_gid() as u32
 }
 
+/// The thread's name, or the process's where that is wanted and can be had.
 #[inline(always)]
-fn comm() -> [u8; COMM_LEN] {
-    bpf_get_current_comm().unwrap_or_default()
+pub fn comm() -> Comm {
+    if settings::wanted(wanted::PROCESS_NAME)
+        && let Some(comm) = kernel::process_comm()
+    {
+        return comm;
+    }
+    thread_comm()
+}
+
+/// The thread's name.
+#[inline(always)]
+fn thread_comm() -> Comm {
+    if let Some(comm) = kernel::thread_comm() {
+        return comm;
+    }
+    // By a call of our own, as aya's clears the name before, byte by byte.
+    let mut comm = MaybeUninit::<Comm>::uninit();
+    // SAFETY: the helper writes all of the place, whose size it is given, even where it fails.
+    unsafe {
+        bpf_get_current_comm(comm.as_mut_ptr().cast(), size_of::<Comm>() as u32);
+        comm.assume_init()
+    }
 }
 
 /// Whether the thread's name contains the wanted text: compares under a mask at each of the places
 /// where it could stand, which needs no memory access that the verifier would have to bound.
 #[inline(always)]
 fn comm_matches() -> bool {
-    let comm = u128::from_le_bytes(comm());
-    let (mut low, mut high) = (comm as u64, (comm >> 64) as u64);
-    let (text, mask) = (COMM_TEXT.load(), COMM_MASK.load());
-    for _ in 0..COMM_LEN {
+    let [mut low, mut high] = thread_comm();
+    let (text, mask) = (config!(comm_text), config!(comm_mask));
+    for _ in 0..size_of::<Comm>() {
         if low & mask[0] == text[0] && high & mask[1] == text[1] {
             return true;
         }

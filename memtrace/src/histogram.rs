@@ -7,6 +7,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use hdrhistogram::Histogram;
+use memtrace_common::tally::{self, Tally};
 
 use crate::stall::{Cause, Comm, Detail, ReclaimKind, Stall};
 
@@ -72,6 +73,17 @@ pub enum Key {
     Other,
 }
 
+/// Stalls of one key that lasted about as long, counted by the source they come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tallied {
+    /// Whose they are.
+    pub key: Key,
+    /// The [`bucket`](tally::bucket) of all of them; none exceeds [`Times::MAX_NS`].
+    pub bucket: u16,
+    /// How many, and how long.
+    pub tally: Tally,
+}
+
 /// One histogram for each key.
 #[derive(Debug)]
 pub struct Histograms {
@@ -79,7 +91,7 @@ pub struct Histograms {
     max_keys: usize,
     /// Boxed, as half of a table may be empty.
     known: HashMap<Key, Box<Times>>,
-    /// Names of the processes in `known`, each read once.
+    /// Names of the processes in `known`, as they were first.
     processes: HashMap<u32, Comm>,
     other: Times,
 }
@@ -103,22 +115,11 @@ impl Histograms {
         self.max_keys
     }
 
-    /// Counts a stall. `process_name` is asked once for each process, if that is the key; where it
-    /// does not know, the process goes by the name of the thread that stalled first.
-    pub fn record(&mut self, stall: &Stall, process_name: impl FnOnce(u32) -> Option<Comm>) {
-        let full = self.known.len() >= self.max_keys;
+    /// Counts a stall. A process goes by the name that it had first.
+    pub fn record(&mut self, stall: &Stall) {
         let key = match self.by {
             By::Thread => Key::Thread { tid: stall.tid, pid: stall.pid, comm: stall.comm },
-            By::Process => {
-                let comm = match self.processes.entry(stall.pid) {
-                    Entry::Occupied(known) => *known.get(),
-                    Entry::Vacant(_) if full => return self.other.record(stall.duration_ns),
-                    Entry::Vacant(new) => {
-                        *new.insert(process_name(stall.pid).unwrap_or(stall.comm))
-                    }
-                };
-                Key::Process { pid: stall.pid, comm }
-            }
+            By::Process => Key::Process { pid: stall.pid, comm: stall.comm },
             By::Comm => Key::Comm(stall.comm),
             By::Cgroup => Key::Cgroup(stall.cgroup_id),
             By::Uid => Key::Uid(stall.uid),
@@ -128,12 +129,28 @@ impl Histograms {
             },
             By::Order => Key::Order(stall.order),
         };
-        let times = match self.known.entry(key) {
+        self.times(key).add(tally::bucket(stall.duration_ns), &Tally::one(stall.duration_ns));
+    }
+
+    /// Adds stalls that were counted elsewhere.
+    pub fn add(&mut self, tallied: &Tallied) {
+        self.times(tallied.key).add(tallied.bucket, &tallied.tally);
+    }
+
+    fn times(&mut self, mut key: Key) -> &mut Times {
+        let full = self.known.len() >= self.max_keys;
+        if let Key::Process { pid, comm } = &mut key {
+            match self.processes.entry(*pid) {
+                Entry::Occupied(known) => *comm = *known.get(),
+                Entry::Vacant(_) if full => return &mut self.other,
+                Entry::Vacant(new) => drop(new.insert(*comm)),
+            }
+        }
+        match self.known.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(_) if full => &mut self.other,
             Entry::Vacant(new) => new.insert(Box::new(Times::new())),
-        };
-        times.record(stall.duration_ns);
+        }
     }
 
     /// Whether nothing was recorded since the last [`clear`](Self::clear).
@@ -213,7 +230,7 @@ pub struct Slot {
 
 impl Times {
     /// Percentiles reach up to one hour, in fewer than 4608 buckets of some 20 bytes for each key.
-    pub const MAX_NS: u64 = 3_600_000_000_000;
+    pub const MAX_NS: u64 = tally::LONGEST_NS;
     /// Enough for `u64::MAX` nanoseconds.
     const SLOTS: usize = (u64::MAX / 1000).ilog2() as usize + 1;
     /// Makes the relative error of percentiles at most 1/128.
@@ -231,14 +248,17 @@ impl Times {
         }
     }
 
-    fn record(&mut self, ns: u64) {
-        self.count += 1;
-        self.total_ns += u128::from(ns);
-        self.min_ns = self.min_ns.min(ns);
-        self.max_ns = self.max_ns.max(ns);
-        self.slots[(ns / 1000).checked_ilog2().unwrap_or(0) as usize] += 1;
-        self.clamped += u64::from(ns > Self::MAX_NS);
-        *self.buckets.entry(bucket(ns.min(Self::MAX_NS))).or_default() += 1;
+    /// Adds stalls of one bucket: one, or several that are within [`MAX_NS`](Self::MAX_NS).
+    fn add(&mut self, bucket: u16, tally: &Tally) {
+        let Tally { count, total_ns, min_ns, max_ns } = *tally;
+        self.count += count;
+        self.total_ns += u128::from(total_ns);
+        self.min_ns = self.min_ns.min(min_ns);
+        self.max_ns = self.max_ns.max(max_ns);
+        // No bucket lies across a power of two of whole microseconds.
+        self.slots[(min_ns / 1000).checked_ilog2().unwrap_or(0) as usize] += count;
+        self.clamped += if min_ns > Self::MAX_NS { count } else { 0 };
+        *self.buckets.entry(bucket.min(tally::bucket(Self::MAX_NS))).or_default() += count;
     }
 
     /// Number of stalls.
@@ -288,7 +308,7 @@ impl Times {
     fn histogram(&self) -> Histogram<u64> {
         let mut histogram = Histogram::new(Self::DIGITS).expect("up to 5 digits are allowed");
         for (&bucket, &count) in &self.buckets {
-            histogram.record_n(shortest(bucket), count).expect("it grows up to any value");
+            histogram.record_n(tally::shortest(bucket), count).expect("it grows up to any value");
         }
         histogram
     }
@@ -304,28 +324,10 @@ impl Times {
     }
 }
 
-/// Buckets of a histogram of two digits for each power of two: half of those that tell apart twice
-/// its 100 values.
-const BUCKETS: u64 = 128;
-
-/// The bucket that the histogram counts `ns` in: the values up to 255 have one each, and of all
-/// others the first 8 bits count.
-fn bucket(ns: u64) -> u16 {
-    let shift = ns.max(BUCKETS).ilog2() - BUCKETS.ilog2();
-    u16::try_from(u64::from(shift) * BUCKETS + (ns >> shift)).expect("64 times 256 fits")
-}
-
-/// The shortest time of a bucket in nanoseconds.
-fn shortest(bucket: u16) -> u64 {
-    let (power, rest) = (u64::from(bucket) / BUCKETS, u64::from(bucket) % BUCKETS);
-    match power {
-        0 => rest,
-        _ => (BUCKETS + rest) << (power - 1),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use memtrace_common::tally::{bucket, shortest};
+
     use super::*;
     use crate::stall::Reclaim;
 
@@ -364,7 +366,7 @@ mod tests {
     fn times(values: &[u64]) -> Times {
         let mut times = Times::new();
         for &ns in values {
-            times.record(ns);
+            times.add(tally::bucket(ns), &Tally::one(ns));
         }
         times
     }
@@ -456,7 +458,7 @@ mod tests {
     fn keys_beyond_the_limit_go_together() {
         let mut histograms = Histograms::new(By::Thread, 2);
         for (tid, ns) in [(1, 10), (2, 500), (3, 100), (4, 200), (1, 20)] {
-            histograms.record(&stall(tid, ns), |_| None);
+            histograms.record(&stall(tid, ns));
         }
         let found: Vec<_> = histograms
             .sorted()
@@ -469,7 +471,7 @@ mod tests {
         histograms.clear();
         assert!(histograms.is_empty());
         assert_eq!(histograms.sorted().len(), 0);
-        histograms.record(&stall(3, 1), |_| None);
+        histograms.record(&stall(3, 1));
         assert_eq!(histograms.sorted()[0].0, thread(3), "there is room again");
     }
 
@@ -477,41 +479,40 @@ mod tests {
     fn no_keys_at_all_is_a_limit_too() {
         for by in By::ALL {
             let mut histograms = Histograms::new(by, 0);
-            histograms.record(&stall(1, 10), |_| panic!("a process without room is not looked up"));
+            histograms.record(&stall(1, 10));
             assert!(!histograms.is_empty());
             assert_eq!(histograms.sorted()[0].0, Key::Other);
         }
     }
 
     #[test]
-    fn a_process_is_looked_up_once() {
+    fn a_process_goes_by_its_first_name() {
+        let named = |tid, name| Stall { comm: comm(name), ..stall(tid, 1) };
         let mut histograms = Histograms::new(By::Process, 2);
-        let mut asked = Vec::new();
-        for tid in [10, 11, 20, 21, 30, 10, 30] {
-            histograms.record(&stall(tid, 1), |pid| {
-                asked.push(pid);
-                (pid == 1).then(|| comm(b"main"))
-            });
+        for (tid, name) in [(10, b"old"), (11, b"new"), (20, b"two"), (30, b"six"), (10, b"new")] {
+            histograms.record(&named(tid, name));
         }
-        assert_eq!(asked, [1, 2]);
         let keys: Vec<_> =
             histograms.sorted().into_iter().map(|(key, times)| (key, times.count())).collect();
-        assert_eq!(
-            keys,
-            [
-                (Key::Process { pid: 1, comm: comm(b"main") }, 3),
-                (Key::Process { pid: 2, comm: comm(b"thread") }, 2),
-                (Key::Other, 2),
-            ]
-        );
+        let process = |pid, name| Key::Process { pid, comm: comm(name) };
+        assert_eq!(keys, [(process(1, b"old"), 3), (process(2, b"two"), 1), (Key::Other, 1)]);
+
+        histograms.clear();
+        histograms.record(&named(10, b"new"));
+        assert_eq!(histograms.sorted()[0].0, process(1, b"new"));
     }
 
     #[test]
-    fn a_process_is_looked_up_again_after_clearing() {
-        let mut histograms = Histograms::new(By::Process, 1);
-        histograms.record(&stall(10, 1), |_| Some(comm(b"old")));
-        histograms.clear();
-        histograms.record(&stall(10, 1), |_| Some(comm(b"new")));
-        assert_eq!(histograms.sorted()[0].0, Key::Process { pid: 1, comm: comm(b"new") });
+    fn stalls_counted_elsewhere_count_as_if_each_came() {
+        let values = [2_000, 2_001, 2_005, 2_006];
+        let mut tally = Tally::one(values[0]);
+        values[1..].iter().for_each(|&ns| tally.add(ns));
+        let (mut each, mut together) =
+            (Histograms::new(By::Thread, 9), Histograms::new(By::Thread, 9));
+        values.iter().for_each(|&ns| each.record(&stall(1, ns)));
+        let key = each.sorted()[0].0;
+        together.add(&Tallied { key, bucket: bucket(2_000), tally });
+        assert!(values.iter().all(|&ns| bucket(ns) == bucket(2_000)));
+        assert_eq!(format!("{:?}", together.sorted()), format!("{:?}", each.sorted()));
     }
 }

@@ -200,7 +200,7 @@ pub struct Comm([u8; Self::LEN]);
 
 impl Comm {
     /// Room for a name, with its ending zero.
-    pub const LEN: usize = memtrace_common::record::COMM_LEN;
+    pub const LEN: usize = size_of::<memtrace_common::record::Comm>();
 
     /// Takes the name as the kernel delivers it, ended by a zero byte. What is after that is dropped.
     #[must_use]

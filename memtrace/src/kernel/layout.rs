@@ -29,6 +29,9 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
     let isolate = btf.tracepoint_args("mm_vmscan_lru_isolate").unwrap_or_default();
 
     KernelLayout {
+        readable_task: btf
+            .enumerator("bpf_func_id", "BPF_FUNC_get_current_task_btf")
+            .map_or(ABSENT, |_| 0),
         reclaim_args: RECLAIM_BEGIN.map(|event| reclaim_args(btf, event)),
         reclaim_records: RECLAIM_BEGIN.map(|event| reclaim_record(btf, event)),
         compaction_args: compaction_args(btf),
@@ -43,6 +46,8 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
 
         task_reclaim_state: offset("task_struct", "reclaim_state"),
         task_cgroups: offset("task_struct", "cgroups"),
+        task_group_leader: offset("task_struct", "group_leader"),
+        task_comm: offset("task_struct", "comm"),
         css_set_memory: element(offset("css_set", "subsys"), memory_id, WORD),
         css_set_dfl_cgrp: offset("css_set", "dfl_cgrp"),
         css_cgroup: offset("cgroup_subsys_state", "cgroup"),

@@ -6,16 +6,16 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader, Pod, include_bytes_aligned,
-    maps::{HashMap, Map, MapData, MapError},
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{Array, HashMap, Map, MapError},
     programs::{
         Program, ProgramError, RawTracePoint, TracePoint, raw_trace_point::RawTracePointLink,
         trace_point::TracePointLink,
     },
 };
 use memtrace_common::{
-    config::{filter, kind, wanted},
-    record::mechanism,
+    config::{Config, filter, wanted},
+    tally::by,
 };
 use rustix::mm::{Advice, madvise};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -23,19 +23,26 @@ use zerocopy::IntoBytes as _;
 
 use super::{
     LiveError, Request, Subject, is_not_permitted,
-    probes::{Probe, ProgramKind},
+    probes::{Plan, Probe, ProgramKind},
     ring::Ring,
+    tallies::Tallies,
 };
 use crate::{
     cgroup::Hierarchy,
     decode,
     filter::{CommText, Filter},
+    histogram::By,
     kernel::Kernel,
-    stall::ReclaimKind,
 };
 
+/// Most slots for reclaims in progress, of 64 bytes each.
+const SLOTS: u32 = 16384;
+/// Entries for histograms, of some 112 bytes each: a thousand threads with some 16 lengths of stalls
+/// each second. More of them go through the ring buffer.
+const TALLIES: u32 = 16384;
+
 /// Sets what the probes are to do and makes their maps.
-pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError> {
+pub(super) fn load(request: &Request, plan: &Plan, kernel: &Kernel) -> Result<Ebpf, LiveError> {
     let Filter { processes, threads, uid, comm, cgroup, min_ns } = &request.filter;
     let filters = [
         (!processes.is_empty(), filter::PID),
@@ -50,45 +57,56 @@ pub(super) fn load(request: &Request, kernel: &Kernel) -> Result<Ebpf, LiveError
         (request.extended, wanted::EXTENDED),
         (request.cgroups, wanted::CGROUP),
         (request.stacks, wanted::STACK),
+        (request.uids, wanted::UID),
+        (request.tell_apart == Some(By::Process), wanted::PROCESS_NAME),
     ]);
+    let by =
+        if plan.counts { request.tell_apart.map_or(by::NOTHING, by_number) } else { by::NOTHING };
+    let tallies = if by == by::NOTHING { 1 } else { TALLIES };
     let (kinds, causes) = match &request.subject {
         Subject::Reclaim(kinds) => {
-            (kinds.iter().fold(0, |bits, kind| bits | 1 << kind_bit(*kind)), 0)
+            (kinds.iter().fold(0, |bits, kind| bits | 1 << decode::kind_number(*kind)), 0)
         }
         Subject::Compaction(causes) => {
             (0, causes.iter().fold(0, |bits, cause| bits | 1 << decode::cause_number(*cause)))
         }
     };
     let (comm_text, comm_mask) = comm.as_ref().map(CommText::words).unwrap_or_default();
-    let uid = uid.unwrap_or_default();
-    let cgroup = cgroup.map_or(0, |cgroup| cgroup.id);
     let buffer_size = buffer_size(request.buffer_size);
-    let wakeup_bytes = u64::from(buffer_size / 4);
-    let free_pages_address = kernel.free_pages_address.unwrap_or_default();
     let log_level = if request.log { aya_log::Level::Debug as u8 } else { 0 };
-    let (reclaims, compactions) = match &request.subject {
-        Subject::Reclaim(_) => (request.max_stalled, 1),
-        Subject::Compaction(_) => (1, request.max_stalled),
+    let (slots, reclaims, compactions) = match &request.subject {
+        Subject::Reclaim(_) => {
+            (request.max_stalled.min(SLOTS).next_power_of_two(), request.max_stalled, 1)
+        }
+        Subject::Compaction(_) => (1, 1, request.max_stalled),
+    };
+
+    let config = Config {
+        min_ns: *min_ns,
+        wakeup_bytes: u64::from(buffer_size / 4),
+        filters,
+        wanted,
+        kinds,
+        causes,
+        by,
+        slots_mask: slots - 1,
+        layout: kernel.layout,
+        uid: uid.unwrap_or_default(),
+        cgroup: cgroup.map_or(0, |cgroup| cgroup.id),
+        comm_text,
+        comm_mask,
+        free_pages_address: kernel.free_pages_address.unwrap_or_default(),
     };
 
     let mut loader = without_files(EbpfLoader::new);
     loader
         // The probes have no relocations against the kernel's types.
         .btf(None)
-        .override_global("LAYOUT", kernel.layout.as_bytes(), true)
-        .override_global("FILTERS", &filters, true)
-        .override_global("WANTED", &wanted, true)
-        .override_global("KINDS", &kinds, true)
-        .override_global("CAUSES", &causes, true)
-        .override_global("MIN_NS", min_ns, true)
-        .override_global("UID", &uid, true)
-        .override_global("COMM_TEXT", &comm_text, true)
-        .override_global("COMM_MASK", &comm_mask, true)
-        .override_global("CGROUP", &cgroup, true)
-        .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
-        .override_global("FREE_PAGES_ADDRESS", &free_pages_address, true)
+        .override_global("CONFIG", config.as_bytes(), true)
         .override_global(aya_log::LEVEL, &log_level, true)
         .map_max_entries("STALLS", buffer_size)
+        .map_max_entries("SLOTS", slots)
+        .map_max_entries("TALLIES", tallies)
         .map_max_entries("RECLAIMS", reclaims)
         .map_max_entries("COMPACTIONS", compactions)
         .map_max_entries("PIDS", map_size(processes))
@@ -146,13 +164,15 @@ fn bits<const N: usize>(flags: [(bool, u32); N]) -> u32 {
     flags.into_iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit)
 }
 
-fn kind_bit(kind: ReclaimKind) -> u32 {
-    match kind {
-        ReclaimKind::Direct => mechanism::DIRECT,
-        ReclaimKind::Memcg => mechanism::MEMCG,
-        ReclaimKind::Softlimit => mechanism::SOFTLIMIT,
-        ReclaimKind::Node => mechanism::NODE,
-        ReclaimKind::Proactive => kind::PROACTIVE,
+fn by_number(by: By) -> u32 {
+    match by {
+        By::Thread => by::THREAD,
+        By::Process => by::PROCESS,
+        By::Comm => by::COMM,
+        By::Cgroup => by::CGROUP,
+        By::Uid => by::UID,
+        By::Kind => by::KIND,
+        By::Order => by::ORDER,
     }
 }
 
@@ -189,20 +209,20 @@ pub(super) fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<Ring, LiveErro
     })
 }
 
+/// Opens the histograms that the probes keep.
+pub(super) fn tallies(ebpf: &mut Ebpf) -> Result<Tallies, LiveError> {
+    let epochs = take(ebpf, "EPOCH", Array::try_from)?;
+    take(ebpf, "TALLIES", |map| match map {
+        Map::HashMap(map) => Tallies::new(map, epochs),
+        _ => Err(missing_map("TALLIES")),
+    })
+}
+
 /// The names and descriptors of the loaded probes.
 pub(super) fn descriptors(ebpf: &Ebpf) -> Result<Vec<(String, OwnedFd)>, LiveError> {
     let loaded = ebpf.programs().filter_map(|(name, program)| Some((name, program.fd().ok()?)));
     let owned = loaded.map(|(name, fd)| Ok((name.to_owned(), fd.as_fd().try_clone_to_owned()?)));
     owned.collect::<Result<_, _>>().map_err(LiveError::Descriptor)
-}
-
-/// Number of entries of a hash map.
-pub(super) fn count<K: Pod, V: Pod>(
-    map: &HashMap<MapData, K, V>,
-    name: &'static str,
-) -> Result<u64, LiveError> {
-    let error = |error| LiveError::map(name, error);
-    map.keys().try_fold(0, |count, key| key.map(|_| count + 1).map_err(error))
 }
 
 fn missing_map(name: &str) -> MapError {

@@ -2,8 +2,11 @@
 //! deliver.
 
 mod load;
+mod mapping;
 mod probes;
 mod ring;
+mod tallies;
+mod unfinished;
 
 pub use probes::tracepoints;
 
@@ -19,17 +22,20 @@ use aya::{
     programs::ProgramError,
 };
 use aya_log::EbpfLogger;
-use memtrace_common::{counter, in_progress};
+use memtrace_common::counter;
 use thiserror::Error;
 
 use probes::{Plan, SPARES};
 use ring::Ring;
+use tallies::Tallies;
+use unfinished::Unfinished;
 
 use crate::{
     cgroup::Cgroups,
     clock::WallClock,
     decode,
     filter::Filter,
+    histogram::{By, Tallied},
     kernel::Kernel,
     names::Names,
     stall::{Cause, ReclaimKind, Stall},
@@ -48,8 +54,13 @@ pub struct Request {
     pub extended: bool,
     /// Whether to read the cgroup that the thread is charged to.
     pub cgroups: bool,
+    /// Whether to read the thread's user id.
+    pub uids: bool,
     /// Whether to take kernel stacks.
     pub stacks: bool,
+    /// What to tell stalls apart by where only their histograms are wanted. They are counted in the
+    /// kernel then, if it lets them be counted exactly.
+    pub tell_apart: Option<By>,
     /// Size of the ring buffer in bytes; made a power of two of at least a page.
     pub buffer_size: u32,
     /// How many threads can be in a stall at once.
@@ -108,6 +119,9 @@ pub enum LiveError {
         /// What went wrong.
         error: Box<ProgramError>,
     },
+    /// The ring buffer could not be read.
+    #[error("cannot read the ring buffer: {0}")]
+    Ring(#[source] io::Error),
     /// A probe's descriptor could not be kept.
     #[error("cannot keep the descriptor of a probe: {0}; `ulimit -n` says how many may be open")]
     Descriptor(#[source] io::Error),
@@ -166,23 +180,20 @@ pub struct Live {
     attached: Vec<String>,
     /// Reads the probes' log.
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
-    reclaims: InProgress<[u32; 2], [u64; RECLAIM]>,
-    compactions: InProgress<u32, [u64; COMPACTION]>,
+    unfinished: Unfinished,
+    /// Where the probes count instead of delivering.
+    tallies: Option<Tallies>,
+    subject: Subject,
+    tell_apart: Option<By>,
     programs: Vec<(String, OwnedFd)>,
 }
-
-/// A table of stalls that have begun.
-type InProgress<K, V> = aya::maps::HashMap<MapData, K, V>;
-
-const RECLAIM: usize = size_of::<in_progress::Reclaim>() / size_of::<u64>();
-const COMPACTION: usize = size_of::<in_progress::Compaction>() / size_of::<u64>();
 
 impl Live {
     /// Loads and attaches the probes that `request` needs on this kernel. For a moment no thread of
     /// the process can open a file.
     pub fn start(request: &Request, kernel: &Kernel) -> Result<Self, LiveError> {
         let plan = Plan::make(request, kernel)?;
-        let mut ebpf = load::load(request, kernel)?;
+        let mut ebpf = load::load(request, &plan, kernel)?;
         for (map, keys) in [("PIDS", &request.filter.processes), ("TIDS", &request.filter.threads)]
         {
             load::fill(&mut ebpf, map, keys)?;
@@ -194,8 +205,9 @@ impl Live {
         }
         let ring = load::ring(&mut ebpf, "STALLS")?;
         let counters = load::take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
-        let reclaims = load::take(&mut ebpf, "RECLAIMS", InProgress::try_from)?;
-        let compactions = load::take(&mut ebpf, "COMPACTIONS", InProgress::try_from)?;
+        let unfinished = Unfinished::open(&mut ebpf)?;
+        let counted = plan.counts && request.tell_apart.is_some();
+        let tallies = counted.then(|| load::tallies(&mut ebpf)).transpose()?;
         // Side by side where a tracepoint has a spare program.
         let mut attached: Vec<_> =
             plan.probes.iter().map(|probe| probe.tracepoint.to_owned()).collect();
@@ -212,22 +224,38 @@ impl Live {
             unavailable: plan.unavailable,
             attached,
             logger,
-            reclaims,
-            compactions,
+            unfinished,
+            tallies,
+            subject: request.subject.clone(),
+            tell_apart: request.tell_apart,
             // The rest, with the probes' code, is not needed any more.
             programs: load::descriptors(&ebpf)?,
         })
     }
 
     /// The next finished stall, if one is waiting.
-    pub fn next_stall(&mut self) -> Option<Stall> {
+    pub fn next_stall(&mut self) -> Result<Option<Stall>, LiveError> {
         loop {
-            if let Some(stall) = self.ring.next(decode::stall)? {
-                return Some(stall);
+            match self.ring.next(decode::stall).map_err(LiveError::Ring)? {
+                Some(None) => {
+                    // Nothing but our own probes writes here, and their records are of this very build.
+                    self.undecodable += 1;
+                }
+                Some(stall) => return Ok(stall),
+                None => return Ok(None),
             }
-            // Nothing but our own probes writes here, and their records are of this very build.
-            self.undecodable += 1;
         }
+    }
+
+    /// Takes what the probes have counted instead of delivering it. This takes some milliseconds, in
+    /// which they go on counting.
+    pub fn take_tallies(&mut self, mut each: impl FnMut(Tallied)) -> Result<(), LiveError> {
+        let (Some(tallies), Some(by)) = (&mut self.tallies, self.tell_apart) else { return Ok(()) };
+        tallies.take(|key, tally| match decode::tally_key(&key, by, &self.subject) {
+            Some(whose) => each(Tallied { key: whose, bucket: key.bucket, tally }),
+            // As above.
+            None => self.undecodable += tally.count,
+        })
     }
 
     /// Whether all that the probes have begun to deliver was taken.
@@ -271,9 +299,7 @@ impl Live {
 
     /// How many stalls have begun and not ended.
     pub fn unfinished(&self) -> Result<u64, LiveError> {
-        let reclaims = load::count(&self.reclaims, "RECLAIMS")?;
-        let compactions = load::count(&self.compactions, "COMPACTIONS")?;
-        Ok(reclaims + compactions)
+        self.unfinished.count()
     }
 
     /// What was asked for and this kernel does not have, each with the reason.

@@ -2,7 +2,7 @@
 
 use memtrace_common::layout::ABSENT;
 
-use super::{LiveError, Request, Subject};
+use super::{LiveError, Request, Subject, tallies};
 use crate::{
     kernel::{Kernel, tracefs},
     stall::ReclaimKind,
@@ -108,6 +108,8 @@ pub(super) struct Plan {
     /// In the order in which they are attached: ends first, so that every begin finds its end.
     pub(super) probes: Vec<Probe>,
     pub(super) unavailable: Vec<String>,
+    /// Whether the probes can keep histograms: no two may write to the same part of one at once.
+    pub(super) counts: bool,
 }
 
 impl Plan {
@@ -117,6 +119,9 @@ impl Plan {
             Subject::Reclaim(kinds) => plan.reclaim(kinds, request.extended, kernel)?,
             Subject::Compaction(_) => plan.compaction(request.extended, kernel)?,
         }
+        let is_preemptible = plan.probes.iter().any(|probe| probe.kind == ProgramKind::Raw)
+            && kernel.has_preemptible_tracepoints;
+        plan.counts = !is_preemptible && tallies::can_be_taken();
         if request.cgroups {
             plan.lacks(kernel.layout.kernfs_node_id, "cgroups", "cgroups are not in its BTF");
         }

@@ -16,7 +16,7 @@ use std::io;
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::histogram::{By, Histograms};
+use crate::histogram::{By, Histograms, Key, Tallied};
 use crate::names::Names;
 use crate::stall::Stall;
 
@@ -155,10 +155,20 @@ impl View {
                 if let (By::Cgroup, Some(id)) = (histograms.by(), stall.cgroup_id) {
                     let _remembered: Option<&[u8]> = names.cgroups.path(id);
                 }
-                histograms.record(stall, |pid| names.process_name(pid));
+                histograms.record(stall);
                 Ok(())
             }
         });
+    }
+
+    /// Adds stalls that their source has counted to the histograms. Rows have no use for them.
+    pub fn tallied(&mut self, tallied: &Tallied, names: &mut Names) {
+        if let Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) = self {
+            if let Key::Cgroup(Some(id)) = tallied.key {
+                let _remembered: Option<&[u8]> = names.cgroups.path(id);
+            }
+            histograms.add(tallied);
+        }
     }
 
     /// Shows the histograms of the interval that ends at `at`, and starts the next one.

@@ -74,7 +74,7 @@ impl Config {
             .histogram
             .then_some(HistogramOptions { by: args.by.0, max_keys: args.max_keys as usize });
         let extended = histogram.is_none() && (args.extended || args.json);
-        let by_cgroup = histogram.is_some_and(|histogram| histogram.by == By::Cgroup);
+        let tell_apart = histogram.map(|histogram| histogram.by);
         let view = ViewOptions {
             subject: match subject {
                 Subject::Reclaim(_) => view::Subject::Reclaim,
@@ -93,8 +93,10 @@ impl Config {
             subject,
             filter,
             extended,
-            cgroups: extended || by_cgroup,
+            cgroups: extended || tell_apart == Some(By::Cgroup),
+            uids: args.print_uid || args.json || tell_apart == Some(By::Uid),
             stacks: args.kernel_stack,
+            tell_apart,
             buffer_size: args.buffer_size,
             max_stalled: args.max_stalled,
             log: args.verbose,

@@ -223,6 +223,7 @@ impl<'a> Run<'a> {
                         }
                     }
                     self.show_all()?;
+                    self.take_tallies()?;
                     self.view.interval(&mut self.names, Timestamp::now(), &mut self.output);
                     reader = self.output.flush()?;
                     continue;
@@ -232,6 +233,7 @@ impl<'a> Run<'a> {
                     if clocks.elapsed() >= COMPARE_CLOCKS_EVERY {
                         clocks = Instant::now();
                         self.names.clock = WallClock::now();
+                        self.take_tallies()?;
                     }
                     if output::is_gone() {
                         break End::ReaderGone;
@@ -249,13 +251,23 @@ impl<'a> Run<'a> {
         self.end(end, stop).await
     }
 
+    /// Takes what the probes have counted.
+    fn take_tallies(&mut self) -> Result<()> {
+        let Self { live, view, names, stalls, .. } = self;
+        live.take_tallies(|tallied| {
+            *stalls += tallied.tally.count;
+            view.tallied(&tallied, names);
+        })
+        .context("cannot take what the probes have counted")
+    }
+
     /// Shows up to `limit` of the stalls that wait, as far as there is room.
     fn show(&mut self, limit: usize) -> Result<Ring> {
         for _ in 0..limit {
             if !self.output.has_room() && self.output.flush()? != Reader::Ready {
                 return Ok(Ring::More);
             }
-            let Some(stall) = self.live.next_stall() else { return Ok(Ring::Dry) };
+            let Some(stall) = self.live.next_stall()? else { return Ok(Ring::Dry) };
             self.stalls += 1;
             self.view.stall(&stall, &mut self.names, &mut self.output.lines);
         }
@@ -285,8 +297,9 @@ impl<'a> Run<'a> {
                 break;
             }
         }
+        self.take_tallies()?;
         let mut given_up: u64 = 0;
-        while self.live.next_stall().is_some() {
+        while self.live.next_stall()?.is_some() {
             given_up += 1;
         }
         self.stalls += given_up;

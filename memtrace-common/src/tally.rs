@@ -1,0 +1,103 @@
+//! Histograms that the probes keep: what the map `TALLIES` counts stalls by, and what it keeps of
+//! them. User space empties it.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::record::Comm;
+
+/// Values of [`crate::config::Config::by`]: what stalls are told apart by.
+pub mod by {
+    /// They are delivered each.
+    pub const NOTHING: u32 = 0;
+    /// Thread: `pid << 32 | tid`, and the thread's name.
+    pub const THREAD: u32 = 1;
+    /// Process: its id and its name.
+    pub const PROCESS: u32 = 2;
+    /// The thread's name.
+    pub const COMM: u32 = 3;
+    /// Id of the cgroup that the thread is charged to.
+    pub const CGROUP: u32 = 4;
+    /// The thread's real user id.
+    pub const UID: u32 = 5;
+    /// One of [`crate::config::kind`], or of [`crate::record::cause`] for a compaction.
+    pub const KIND: u32 = 6;
+    /// The order, as 64 bits with a sign.
+    pub const ORDER: u32 = 7;
+}
+
+/// Longer stalls are delivered each: an hour, which is what the percentiles of histograms reach up to.
+pub const LONGEST_NS: u64 = 3_600_000_000_000;
+
+/// In the place of an id: not known.
+pub const UNKNOWN: u64 = i64::MIN.cast_unsigned();
+
+/// Which stalls are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Key {
+    /// What [`by`] says.
+    pub id: u64,
+    /// A name, ended by a zero byte; zeros where names are not told apart.
+    pub comm: Comm,
+    /// Counts up as user space asks for what there is: entries of a past epoch do not change.
+    pub epoch: u32,
+    /// The [`bucket`] of their durations.
+    pub bucket: u16,
+    /// The CPU on which they ended, so that no two write to an entry at once; 0 where that cannot be
+    /// as all are one thread's.
+    pub cpu: u16,
+}
+
+/// What is kept of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Tally {
+    /// How many there are.
+    pub count: u64,
+    /// Their durations together, in nanoseconds; beyond 2^64 it starts again at 0.
+    pub total_ns: u64,
+    /// The shortest.
+    pub min_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+}
+
+impl Tally {
+    /// One stall.
+    #[must_use]
+    pub const fn one(duration_ns: u64) -> Self {
+        Self { count: 1, total_ns: duration_ns, min_ns: duration_ns, max_ns: duration_ns }
+    }
+
+    /// Counts another stall.
+    #[inline(always)]
+    pub fn add(&mut self, duration_ns: u64) {
+        self.count = self.count.wrapping_add(1);
+        self.total_ns = self.total_ns.wrapping_add(duration_ns);
+        self.min_ns = self.min_ns.min(duration_ns);
+        self.max_ns = self.max_ns.max(duration_ns);
+    }
+}
+
+/// Buckets for each power of two, as those of an HDR histogram of two significant digits: half of
+/// what tells twice its 100 values apart.
+pub const BUCKETS: u64 = 128;
+
+/// The bucket of a duration in nanoseconds: up to 255 each has its own, and of all others the first
+/// 8 bits count. Below 7424 for any.
+#[inline(always)]
+#[must_use]
+pub const fn bucket(ns: u64) -> u16 {
+    let shift = (ns | BUCKETS).ilog2() - BUCKETS.ilog2();
+    (shift as u64 * BUCKETS + (ns >> shift)) as u16
+}
+
+/// The shortest duration of a bucket, in nanoseconds.
+#[must_use]
+pub const fn shortest(bucket: u16) -> u64 {
+    let (power, rest) = (bucket as u64 / BUCKETS, bucket as u64 % BUCKETS);
+    match power {
+        0 => rest,
+        _ => (BUCKETS + rest) << (power - 1),
+    }
+}
