@@ -12,7 +12,7 @@ use crate::layout::KernelLayout;
 pub struct Config {
     /// Shortest stall to deliver, in nanoseconds.
     pub min_ns: u64,
-    /// Unread bytes in the ring buffer at which the reader is woken up.
+    /// Unread bytes in the ring buffer at which the reader is woken up, a power of two.
     pub wakeup_bytes: u64,
     /// Bits of [`filter`].
     pub filters: u32,

@@ -70,6 +70,10 @@ pub struct KernelLayout {
     pub scan_control_proactive_mask: u32,
     /// `task_struct.comm`.
     pub task_comm: u32,
+    /// `task_struct.pid`, a thread's.
+    pub task_pid: u32,
+    /// `task_struct.tgid`, a process's.
+    pub task_tgid: u32,
 
     /// Arguments of the tracepoints of reclaim, by [`crate::record::mechanism`].
     pub reclaim_args: [ReclaimFields; 4],

@@ -5,7 +5,10 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_get_current_task_btf},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
+        generated::bpf_get_current_task_btf,
+    },
     programs::RawTracePointContext,
 };
 
@@ -81,54 +84,80 @@ pub fn current() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
-/// A word of the current thread's `task_struct`.
-#[inline(always)]
-fn task_word(offset: u32) -> Option<u64> {
-    if !present(layout!(readable_task)) {
-        return read(current(), offset);
+/// The current thread's `task_struct`.
+#[derive(Clone, Copy)]
+pub struct Task(*const u8);
+
+impl Task {
+    #[inline(always)]
+    pub fn current() -> Self {
+        if present(layout!(readable_task)) {
+            // SAFETY: the helper has no precondition.
+            Self(unsafe { bpf_get_current_task_btf() }.cast())
+        } else {
+            Self(core::ptr::without_provenance(current() as usize))
+        }
     }
-    if !present(offset) {
-        return None;
+
+    /// Reads a `T`, a number, at `offset`. Where a probe may do that by itself, it costs a twentieth of
+    /// a call of the helper that copies.
+    #[inline(always)]
+    fn read<T: Copy>(self, offset: u32) -> Option<T> {
+        if !present(layout!(readable_task)) {
+            return read(self.0.addr() as u64, offset);
+        }
+        if !present(offset) {
+            return None;
+        }
+        let place = self.0.wrapping_add(offset as usize).cast::<T>();
+        // SAFETY: the thread's own structure is there, and the verifier knows how long it is; volatile
+        // as the kernel writes to it.
+        Some(unsafe { place.read_volatile() })
     }
-    // SAFETY: the helper has no precondition.
-    let task: *const u8 = unsafe { bpf_get_current_task_btf() }.cast();
-    // SAFETY: the thread's own structure is there, and the verifier knows how long it is; volatile
-    // as the kernel writes to it. Costs a twentieth of a call of the helper that copies.
-    Some(unsafe { task.add(offset as usize).cast::<u64>().read_volatile() })
+
+    /// The process and the thread, in the initial PID namespace.
+    #[inline(always)]
+    pub fn ids(self) -> (u32, u32) {
+        if present(layout!(readable_task))
+            && let Some(pid) = self.read(layout!(task_tgid))
+            && let Some(tid) = self.read(layout!(task_pid))
+        {
+            return (pid, tid);
+        }
+        let pid_tgid = bpf_get_current_pid_tgid();
+        ((pid_tgid >> 32) as u32, pid_tgid as u32)
+    }
+
+    /// The thread's name.
+    #[inline(always)]
+    pub fn comm(self) -> Option<Comm> {
+        let offset = layout!(task_comm);
+        Some([self.read(offset)?, self.read(offset.wrapping_add(8))?])
+    }
+
+    /// The name of its process, which is that of its first thread.
+    #[inline(always)]
+    pub fn process_comm(self) -> Option<Comm> {
+        read(self.read(layout!(task_group_leader))?, layout!(task_comm))
+    }
 }
 
-/// Name of the current thread.
-#[inline(always)]
-pub fn thread_comm() -> Option<Comm> {
-    if !present(layout!(readable_task)) {
-        return None;
-    }
-    let offset = layout!(task_comm);
-    Some([task_word(offset)?, task_word(offset.wrapping_add(8))?])
-}
-
-/// Address of the `scan_control` that the current thread reclaims with.
+/// Address of the `scan_control` that the thread reclaims with.
 ///
 /// `task_struct.reclaim_state` points at a member of it between the begin and end tracepoints of
 /// direct and memcg reclaim (`try_to_free_pages()` and `try_to_free_mem_cgroup_pages()` in
 /// mm/vmscan.c); it does not for node reclaim, and belongs to the outer reclaim in soft-limit
 /// reclaim.
 #[inline(always)]
-pub fn scan_control() -> Option<u64> {
+pub fn scan_control(task: Task) -> Option<u64> {
     let offset = layout!(scan_control_reclaim_state);
     if !present(offset) {
         return None;
     }
-    match task_word(layout!(task_reclaim_state))? {
+    match task.read::<u64>(layout!(task_reclaim_state))? {
         0 => None,
         reclaim_state => Some(reclaim_state.wrapping_sub(u64::from(offset))),
     }
-}
-
-/// Name of the current thread's process, which is that of its first thread.
-#[inline(always)]
-pub fn process_comm() -> Option<Comm> {
-    read(read(current(), layout!(task_group_leader))?, layout!(task_comm))
 }
 
 /// Id of the cgroup behind a `struct cgroup *`.

@@ -72,7 +72,7 @@ fn isolate(event: &impl Event) {
     if lru & LRU_ACTIVE != 0 {
         return;
     }
-    let Thread { tid, .. } = Thread::current();
+    let Thread { tid, task, .. } = Thread::current();
     for mechanism in mechanism::DIRECT..=mechanism::NODE {
         if let Some(begin) = begun::find(ReclaimKey { tid, mechanism }) {
             // SAFETY: the entry is this thread's, which is here and not at its end.
@@ -80,7 +80,7 @@ fn isolate(event: &impl Event) {
             begin.nr_scanned = begin.nr_scanned.wrapping_add(scanned);
             let control = match mechanism {
                 // Between begin and end the thread leads to the control of node reclaim, too.
-                mechanism::NODE => kernel::scan_control(),
+                mechanism::NODE => kernel::scan_control(task),
                 _ => Some(begin.control),
             };
             if let Some(priority) = control.and_then(priority) {
@@ -96,7 +96,7 @@ fn begin(event: &impl Event, mechanism: u32) {
     if !thread.passes() {
         return;
     }
-    let control = control(mechanism);
+    let control = control(thread, mechanism);
     let proactive = is_proactive(control);
     if !wanted_kind(mechanism, proactive) {
         return;
@@ -154,10 +154,12 @@ fn not_kept(event: &impl Event, tid: u32, mechanism: u32) {
 /// Likewise.
 #[cold]
 #[inline(never)]
-fn not_begun(event: &impl Event, pid: u32, tid: u32, mechanism: u32) {
-    if (Thread { pid, tid }).passes() && wanted_kind(mechanism, is_proactive(control(mechanism))) {
+fn not_begun(event: &impl Event, mechanism: u32) {
+    let thread = Thread::current();
+    let is_proactive = is_proactive(control(thread, mechanism));
+    if thread.passes() && wanted_kind(mechanism, is_proactive) {
         count(counter::END_WITHOUT_BEGIN);
-        debug!(event, "no begin: thread {} ended reclaim {}", tid, mechanism);
+        debug!(event, "no begin: thread {} ended reclaim {}", thread.tid, mechanism);
     }
 }
 
@@ -166,7 +168,7 @@ fn end(event: &impl Event, mechanism: u32) {
     let thread = Thread::current();
     let key = ReclaimKey { tid: thread.tid, mechanism };
     let Some(begin) = begun::take(key) else {
-        return not_begun(event, thread.pid, thread.tid, mechanism);
+        return not_begun(event, mechanism);
     };
     let Some(duration_ns) = duration_since(begin.start_ns) else { return };
     let order = (begin.known & known::ORDER != 0).then_some(i64::from(begin.order));
@@ -216,9 +218,9 @@ fn zero() -> u64 {
 
 /// The `scan_control` of this very reclaim, where the thread leads to it.
 #[inline(always)]
-fn control(mechanism: u32) -> Option<u64> {
+fn control(thread: Thread, mechanism: u32) -> Option<u64> {
     match mechanism {
-        mechanism::DIRECT | mechanism::MEMCG => kernel::scan_control(),
+        mechanism::DIRECT | mechanism::MEMCG => kernel::scan_control(thread.task),
         _ => None,
     }
 }

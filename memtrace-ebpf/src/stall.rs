@@ -1,15 +1,12 @@
 //! What every probe shares: which threads are looked at, and how a finished stall is delivered or
 //! counted as lost.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_smp_processor_id,
-        bpf_ktime_get_ns,
-        generated::{bpf_get_current_comm, bpf_get_stack},
+        bpf_get_current_uid_gid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+        generated::bpf_get_stack,
     },
     macros::map,
     maps::{PerCpuArray, RingBuf},
@@ -21,7 +18,8 @@ use memtrace_common::{
 };
 
 use crate::{
-    atomic, kernel,
+    atomic,
+    kernel::{self, Task},
     settings::{self, PIDS, TIDS, config},
 };
 
@@ -41,13 +39,15 @@ const AT_ONCE: u64 = 16;
 pub struct Thread {
     pub pid: u32,
     pub tid: u32,
+    pub task: Task,
 }
 
 impl Thread {
     #[inline(always)]
     pub fn current() -> Self {
-        let pid_tgid = bpf_get_current_pid_tgid();
-        Self { pid: (pid_tgid >> 32) as u32, tid: pid_tgid as u32 }
+        let task = Task::current();
+        let (pid, tid) = task.ids();
+        Self { pid, tid, task }
     }
 
     /// Whether the user wants to hear of it.
@@ -63,7 +63,7 @@ impl Thread {
         if filters & filter::UID != 0 && uid() != config!(uid) {
             return false;
         }
-        if filters & filter::COMM != 0 && !comm_matches() {
+        if filters & filter::COMM != 0 && !self.comm_matches() {
             return false;
         }
         if filters & filter::CGROUP_V2 != 0 && !kernel::in_cgroup(config!(cgroup), false) {
@@ -85,13 +85,45 @@ impl Thread {
             tid: self.tid,
             uid: if settings::wanted(wanted::UID) { uid() } else { 0 },
             gfp: 0,
-            comm: comm(),
+            comm: self.comm(),
             known: 0,
             // SAFETY: the helper has no precondition.
             cpu: unsafe { bpf_get_smp_processor_id() as u16 },
             order: 0,
             mechanism: mechanism as u8,
         }
+    }
+
+    /// The thread's name, or the process's where that is wanted and can be had.
+    #[inline(always)]
+    pub fn comm(self) -> Comm {
+        if settings::wanted(wanted::PROCESS_NAME)
+            && let Some(comm) = self.task.process_comm()
+        {
+            return comm;
+        }
+        self.thread_comm()
+    }
+
+    #[inline(always)]
+    fn thread_comm(self) -> Comm {
+        self.task.comm().unwrap_or_default()
+    }
+
+    /// Whether the thread's name contains the wanted text: compares under a mask at each of the places
+    /// where it could stand, which needs no memory access that the verifier would have to bound.
+    #[inline(always)]
+    fn comm_matches(self) -> bool {
+        let [mut low, mut high] = self.thread_comm();
+        let (text, mask) = (config!(comm_text), config!(comm_mask));
+        for _ in 0..size_of::<Comm>() {
+            if low & mask[0] == text[0] && high & mask[1] == text[1] {
+                return true;
+            }
+            low = (low >> 8) | (high << 56);
+            high >>= 8;
+        }
+        false
     }
 }
 
@@ -154,7 +186,8 @@ pub fn deliver<T: Copy + 'static>(ctx: &impl EbpfContext, record: T) {
 fn wakeup(size: usize) -> u64 {
     let unread = STALLS.query(u64::from(BPF_RB_AVAIL_DATA));
     let threshold = config!(wakeup_bytes);
-    let past = unread.checked_rem(threshold).unwrap_or(u64::MAX);
+    // A power of two.
+    let past = unread & threshold.wrapping_sub(1);
     if unread >= threshold && past < AT_ONCE * size as u64 {
         u64::from(BPF_RB_FORCE_WAKEUP)
     } else {
@@ -165,46 +198,4 @@ fn wakeup(size: usize) -> u64 {
 #[inline(always)]
 pub fn uid() -> u32 {
     bpf_get_current_uid_gid() as u32
-}
-
-/// The thread's name, or the process's where that is wanted and can be had.
-#[inline(always)]
-pub fn comm() -> Comm {
-    if settings::wanted(wanted::PROCESS_NAME)
-        && let Some(comm) = kernel::process_comm()
-    {
-        return comm;
-    }
-    thread_comm()
-}
-
-/// The thread's name.
-#[inline(always)]
-fn thread_comm() -> Comm {
-    if let Some(comm) = kernel::thread_comm() {
-        return comm;
-    }
-    // By a call of our own, as aya's clears the name before, byte by byte.
-    let mut comm = MaybeUninit::<Comm>::uninit();
-    // SAFETY: the helper writes all of the place, whose size it is given, even where it fails.
-    unsafe {
-        bpf_get_current_comm(comm.as_mut_ptr().cast(), size_of::<Comm>() as u32);
-        comm.assume_init()
-    }
-}
-
-/// Whether the thread's name contains the wanted text: compares under a mask at each of the places
-/// where it could stand, which needs no memory access that the verifier would have to bound.
-#[inline(always)]
-fn comm_matches() -> bool {
-    let [mut low, mut high] = thread_comm();
-    let (text, mask) = (config!(comm_text), config!(comm_mask));
-    for _ in 0..size_of::<Comm>() {
-        if low & mask[0] == text[0] && high & mask[1] == text[1] {
-            return true;
-        }
-        low = (low >> 8) | (high << 56);
-        high >>= 8;
-    }
-    false
 }

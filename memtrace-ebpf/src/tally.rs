@@ -12,7 +12,7 @@ use memtrace_common::tally::{Key, LONGEST_NS, Tally, UNKNOWN, bucket, by};
 use crate::{
     kernel,
     settings::config,
-    stall::{Thread, comm, uid},
+    stall::{Thread, uid},
 };
 
 /// User space sets its size.
@@ -44,7 +44,7 @@ pub fn count(thread: Thread, duration_ns: u64, kind: u32, order: Option<i64>) ->
 
 #[inline(always)]
 fn key(thread: Thread, kind: u32, order: Option<i64>, epoch: u32, bucket: u16) -> Key {
-    let Thread { pid, tid } = thread;
+    let Thread { pid, tid, .. } = thread;
     let id = match config!(by) {
         by::THREAD => u64::from(pid) << 32 | u64::from(tid),
         by::PROCESS => u64::from(pid),
@@ -55,7 +55,7 @@ fn key(thread: Thread, kind: u32, order: Option<i64>, epoch: u32, bucket: u16) -
         _ => 0,
     };
     let comm = match config!(by) {
-        by::THREAD | by::PROCESS | by::COMM => comm(),
+        by::THREAD | by::PROCESS | by::COMM => thread.comm(),
         _ => [0; 2],
     };
     let cpu = match config!(by) {

@@ -48,6 +48,8 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
         task_cgroups: offset("task_struct", "cgroups"),
         task_group_leader: offset("task_struct", "group_leader"),
         task_comm: offset("task_struct", "comm"),
+        task_pid: offset("task_struct", "pid"),
+        task_tgid: offset("task_struct", "tgid"),
         css_set_memory: element(offset("css_set", "subsys"), memory_id, WORD),
         css_set_dfl_cgrp: offset("css_set", "dfl_cgrp"),
         css_cgroup: offset("cgroup_subsys_state", "cgroup"),

@@ -194,7 +194,7 @@ pub struct Common {
 
     /// Size of the buffer between kernel and memtrace: 64K, 4M, up to 1G; rounded up to a power of
     /// two. Stalls for which it has no room are counted as lost
-    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "2M",
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "4M",
         help_heading = LIMITS)]
     pub buffer_size: u32,
     /// How many threads can be held up at the same time; further stalls are counted as table full
