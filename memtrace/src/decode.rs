@@ -245,7 +245,7 @@ mod tests {
             }),
             ..every_field()
         };
-        assert_eq!(super::stall(&bytes), Some(expected));
+        assert_eq!(stall(&bytes), Some(expected));
     }
 
     #[test]
@@ -261,7 +261,7 @@ mod tests {
             node: -1,
         };
         let bytes = [record.as_bytes(), details.as_bytes(), stack().as_bytes()].concat();
-        assert_eq!(super::stall(&bytes), Some(every_field()));
+        assert_eq!(stall(&bytes), Some(every_field()));
     }
 
     fn every_field() -> Stall {
@@ -294,7 +294,7 @@ mod tests {
     fn a_stack_may_follow_without_details() {
         let record = record::Reclaim { stall: common(mechanism::DIRECT, 0), nr_reclaimed: 9 };
         let bytes = [record.as_bytes(), stack().as_bytes()].concat();
-        assert_eq!(super::stall(&bytes).map(|stall| stall.stack), Some(vec![21, 22]));
+        assert_eq!(stall(&bytes).map(|stall| stall.stack), Some(vec![21, 22]));
     }
 
     #[test]
@@ -303,10 +303,10 @@ mod tests {
             record::Reclaim { stall: common(mechanism::NODE, known::DETAILS), nr_reclaimed: 9 };
         let bytes = [record.as_bytes(), record::ReclaimDetails::default().as_bytes()].concat();
         for len in 0..bytes.len() {
-            assert_eq!(super::stall(&bytes[..len]), None, "cut at {len}");
+            assert_eq!(stall(&bytes[..len]), None, "cut at {len}");
         }
         let record = record::Reclaim { stall: common(77, 0), nr_reclaimed: 9 };
-        assert_eq!(super::stall(record.as_bytes()), None);
+        assert_eq!(stall(record.as_bytes()), None);
     }
 
     #[test]

@@ -188,10 +188,8 @@ pub struct Times {
     min_ns: u64,
     max_ns: u64,
     clamped: u64,
-    /// By the power of two of the whole microseconds.
-    slots: [u64; Self::SLOTS],
-    /// The percentiles' histogram, without its empty buckets: most threads' stalls are in a few
-    /// dozen of thousands.
+    /// An HDR histogram without its empty buckets: most threads' stalls are in a few dozen of
+    /// thousands.
     buckets: BTreeMap<u16, u64>,
 }
 
@@ -231,8 +229,6 @@ pub struct Slot {
 impl Times {
     /// Percentiles reach up to one hour, in fewer than 4608 buckets of some 20 bytes for each key.
     pub const MAX_NS: u64 = tally::LONGEST_NS;
-    /// Enough for `u64::MAX` nanoseconds.
-    const SLOTS: usize = (u64::MAX / 1000).ilog2() as usize + 1;
     /// Makes the relative error of percentiles at most 1/128.
     const DIGITS: u8 = 2;
 
@@ -243,7 +239,6 @@ impl Times {
             min_ns: u64::MAX,
             max_ns: 0,
             clamped: 0,
-            slots: [0; Self::SLOTS],
             buckets: BTreeMap::new(),
         }
     }
@@ -255,10 +250,8 @@ impl Times {
         self.total_ns += u128::from(total_ns);
         self.min_ns = self.min_ns.min(min_ns);
         self.max_ns = self.max_ns.max(max_ns);
-        // No bucket lies across a power of two of whole microseconds.
-        self.slots[(min_ns / 1000).checked_ilog2().unwrap_or(0) as usize] += count;
         self.clamped += if min_ns > Self::MAX_NS { count } else { 0 };
-        *self.buckets.entry(bucket.min(tally::bucket(Self::MAX_NS))).or_default() += count;
+        *self.buckets.entry(bucket).or_default() += count;
     }
 
     /// Number of stalls.
@@ -307,16 +300,24 @@ impl Times {
 
     fn histogram(&self) -> Histogram<u64> {
         let mut histogram = Histogram::new(Self::DIGITS).expect("up to 5 digits are allowed");
+        let last = tally::bucket(Self::MAX_NS);
         for (&bucket, &count) in &self.buckets {
-            histogram.record_n(tally::shortest(bucket), count).expect("it grows up to any value");
+            let ns = tally::shortest(bucket.min(last));
+            histogram.record_n(ns, count).expect("it grows up to any value");
         }
         histogram
     }
 
     /// The rows by powers of two, from the first to the last with a stall in it.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
-        let used = self.slots.iter().rposition(|&count| count > 0).map_or(0, |last| last + 1);
-        self.slots[..used].iter().zip(0_u32..).map(|(&count, power)| Slot {
+        let mut counts: Vec<u64> = Vec::new();
+        for (&bucket, &count) in &self.buckets {
+            // No bucket lies across a power of two of whole microseconds.
+            let power = (tally::shortest(bucket) / 1000).checked_ilog2().unwrap_or(0) as usize;
+            counts.resize(counts.len().max(power + 1), 0);
+            counts[power] += count;
+        }
+        counts.into_iter().zip(0_u32..).map(|(count, power)| Slot {
             low_us: if power == 0 { 0 } else { 1 << power },
             high_us: (2 << power) - 1,
             count,
@@ -366,7 +367,7 @@ mod tests {
     fn times(values: &[u64]) -> Times {
         let mut times = Times::new();
         for &ns in values {
-            times.add(tally::bucket(ns), &Tally::one(ns));
+            times.add(bucket(ns), &Tally::one(ns));
         }
         times
     }

@@ -23,7 +23,7 @@ const DISCARDED: u32 = 1 << 30;
 /// Bytes in front of each record: its length, and where its page is.
 const HEADER: usize = 8;
 /// Most bytes of the data to map. A record is far shorter.
-const WINDOW: usize = 1 << 20;
+const WINDOW: usize = 512 << 10;
 
 /// The reading end.
 pub(super) struct Ring {
