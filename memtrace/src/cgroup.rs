@@ -4,7 +4,7 @@
 //! the memory controller's own where it is still on cgroup v1.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     ffi::{c_int, c_uint},
     fs::{self, File},
     io,
@@ -151,7 +151,7 @@ fn unescape(field: &str) -> String {
 /// the next time.
 #[derive(Debug, Default)]
 pub struct Cgroups {
-    known: HashMap<u64, Option<Box<[u8]>>>,
+    known: BTreeMap<u64, Option<Box<[u8]>>>,
     /// Memory that they take, roughly.
     bytes: usize,
     /// Where to look; the first is the one that ids come from.

@@ -1,7 +1,9 @@
 //! Text that anyone may have chosen: names of threads and cgroups are any bytes. Shown to people it
 //! breaks no line, no table and no terminal; shown to programs nothing of it is lost.
 
-use std::fmt::{self, Alignment, Display, Formatter, Write as _};
+use std::borrow::Cow;
+use std::fmt::{self, Alignment, Display, Formatter};
+use std::io::Write as _;
 
 use unicode_general_category::{GeneralCategory, get_general_category};
 use unicode_width::UnicodeWidthStr as _;
@@ -17,6 +19,13 @@ pub fn is_hidden(c: char) -> bool {
     matches!(get_general_category(c), Control | Format | LineSeparator | ParagraphSeparator)
 }
 
+/// Whether bytes are nothing but ASCII that is seen, as most names are. Looks at all of them, as that is
+/// done many at a time.
+#[must_use]
+pub fn is_plain(bytes: &[u8]) -> bool {
+    bytes.iter().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'))
+}
+
 /// Shows bytes to people: hidden characters and what is not UTF-8 as `\xNN`, the rest as it is.
 /// Honours the formatter's width, in columns of a terminal.
 #[derive(Clone, Copy, Debug)]
@@ -24,27 +33,31 @@ pub struct Printable<'a>(pub &'a [u8]);
 
 impl Display for Printable<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match std::str::from_utf8(self.0) {
-            Ok(text) if !text.contains(is_hidden) => pad(f, text),
-            _ => pad(f, &self.escaped()),
-        }
+        let mut shown = Vec::new();
+        self.append_to(&mut shown);
+        pad(f, &String::from_utf8_lossy(&shown))
     }
 }
 
 impl Printable<'_> {
-    fn escaped(self) -> String {
-        let mut shown = String::new();
+    /// Appends what is shown, without padding.
+    pub fn append_to(self, out: &mut Vec<u8>) {
+        if is_plain(self.0) {
+            out.extend_from_slice(self.0);
+            return;
+        }
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
+                let bytes = &mut [0; 4];
+                let bytes = c.encode_utf8(bytes).as_bytes();
                 if is_hidden(c) {
-                    escape(c.encode_utf8(&mut [0; 4]).as_bytes(), &mut shown);
+                    escape(bytes, out);
                 } else {
-                    shown.push(c);
+                    out.extend_from_slice(bytes);
                 }
             }
-            escape(chunk.invalid(), &mut shown);
+            escape(chunk.invalid(), out);
         }
-        shown
     }
 }
 
@@ -53,8 +66,18 @@ impl Printable<'_> {
 #[derive(Clone, Copy, Debug)]
 pub struct Lossless<'a>(pub &'a [u8]);
 
-impl Display for Lossless<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+impl<'a> Lossless<'a> {
+    /// What is shown, which most often are the bytes themselves.
+    #[must_use]
+    pub fn text(self) -> Cow<'a, str> {
+        match str::from_utf8(self.0) {
+            Ok(text) if memchr::memchr(b'\\', self.0).is_none() => text.into(),
+            _ => self.escaped().into(),
+        }
+    }
+
+    fn escaped(self) -> String {
+        let mut shown = Vec::new();
         for chunk in self.0.utf8_chunks() {
             let mut rest = chunk.valid();
             while let Some(at) = rest.find('\\') {
@@ -64,20 +87,18 @@ impl Display for Lossless<'_> {
                     [_, b'x', b'8' | b'9' | b'a'..=b'f', b'0'..=b'9' | b'a'..=b'f', ..]
                         | [_, b'x', b'5', b'c', ..]
                 );
-                f.write_str(before)?;
-                f.write_str(if looks_escaped { "\\x5c" } else { "\\" })?;
+                shown.extend_from_slice(before.as_bytes());
+                shown.extend_from_slice(if looks_escaped { b"\\x5c" } else { b"\\" });
                 rest = &from[1..];
             }
-            f.write_str(rest)?;
-            let mut bytes = String::new();
-            escape(chunk.invalid(), &mut bytes);
-            f.write_str(&bytes)?;
+            shown.extend_from_slice(rest.as_bytes());
+            escape(chunk.invalid(), &mut shown);
         }
-        Ok(())
+        String::from_utf8_lossy(&shown).into_owned()
     }
 }
 
-fn escape(bytes: &[u8], shown: &mut String) {
+fn escape(bytes: &[u8], shown: &mut Vec<u8>) {
     for byte in bytes {
         let written = write!(shown, "\\x{byte:02x}");
         debug_assert!(written.is_ok(), "writing into memory does not fail");
@@ -120,6 +141,15 @@ mod tests {
             assert_eq!(printable(bytes), shown);
         }
         assert!((0..=u8::MAX).all(|byte| !printable(&[byte]).contains(is_hidden)));
+    }
+
+    #[test]
+    fn plain_is_what_is_seen_of_ascii() {
+        for byte in 0..=u8::MAX {
+            let seen = byte.is_ascii() && !is_hidden(byte.into());
+            let long = [&[b'a'; 40][..], &[byte], &[b'a'; 40]].concat();
+            assert_eq!((is_plain(&[byte]), is_plain(&long)), (seen, seen), "{byte:#x}");
+        }
     }
 
     #[test]
@@ -169,10 +199,10 @@ mod tests {
             b"\\",
         ];
         for name in names {
-            let shown = Lossless(name).to_string();
+            let shown = Lossless(name).text();
             assert_eq!(back(&shown), name, "{shown}");
         }
-        let shown = |name| Lossless(name).to_string();
+        let shown = |name| Lossless(name).text();
         assert_eq!(shown(b"dev-disk-by\\x2duuid.swap"), "dev-disk-by\\x2duuid.swap");
         assert_ne!(shown(b"\xff"), shown(b"\\xff"));
     }

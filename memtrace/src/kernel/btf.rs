@@ -3,10 +3,17 @@
 //!
 //! Reads the format in place: libraries that build all 100,000 types of a kernel take 60 MiB and
 //! 0.2 s for it, and hosts that need memtrace are short of both. The names, two fifths of it, are left
-//! where they are, and only looked at.
+//! where they are: they are read once, for an index of types by their names' hashes.
 //! Format: Documentation/bpf/btf.rst in the kernel.
 
-use std::{fmt, fs::File, io, ops::Range, os::unix::fs::FileExt};
+use std::{
+    fmt,
+    fs::File,
+    hash::{DefaultHasher, Hasher as _},
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+};
 
 const MAGIC: u16 = 0xeb9f;
 /// Longest chain of typedefs and qualifiers, or depth of anonymous nesting, that is followed.
@@ -129,6 +136,8 @@ pub struct Btf<'a> {
     types: Vec<u8>,
     /// Where each type starts in `types`; ids count from 1.
     starts: Vec<u32>,
+    /// Types that are looked for by their names: the names' hashes and the ids, in this order.
+    index: Vec<(u32, u32)>,
 }
 
 /// The three words that every type starts with.
@@ -161,7 +170,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
-/// Names are searched for in pieces of this size, of which the longest of them is a small part.
+/// Names are read in pieces of this size, of which the longest of them is a small part.
 const PIECE: usize = 16 << 10;
 /// Longest name that is read, `KSYM_NAME_LEN` in the kernel.
 const MAX_NAME: usize = 512;
@@ -198,7 +207,7 @@ impl<'a> Btf<'a> {
         read(&mut types, types_at.start)?;
 
         let starts = Vec::with_capacity(types.len() / 32);
-        let mut btf = Self { source, strings, types, starts };
+        let mut btf = Self { source, strings, types, starts, index: Vec::new() };
         let mut at = 0;
         while at < btf.types.len() {
             let start = u32::try_from(at).map_err(|_| BtfError::Truncated)?;
@@ -209,7 +218,39 @@ impl<'a> Btf<'a> {
         if at > btf.types.len() {
             return Err(BtfError::Truncated);
         }
+        btf.index = btf.hash_names().map_err(|error| BtfError::Unreadable(error.kind()))?;
         Ok(btf)
+    }
+
+    /// The hashes of names and the ids of the types that `find` looks for, in order.
+    fn hash_names(&self) -> io::Result<Vec<(u32, u32)>> {
+        let named = (1..).zip(self.headers()).filter(|(_, header)| {
+            let kinds = [kind::STRUCT, kind::ENUM, kind::TYPEDEF, kind::VAR];
+            header.name != 0 && kinds.contains(&header.kind())
+        });
+        let mut places: Vec<(u32, u32)> = named.map(|(id, header)| (header.name, id)).collect();
+        places.sort_unstable();
+        let mut index = Vec::with_capacity(places.len());
+        let mut piece = vec![0; PIECE];
+        let mut rest = places.as_slice();
+        while let &[(first, _), ..] = rest {
+            let Some(left) = self.strings.len().checked_sub(first as usize) else { break };
+            let len = left.min(PIECE);
+            let len =
+                self.source.read_at(&mut piece[..len], self.strings.start + first as usize)?;
+            let piece = &piece[..len];
+            let in_piece = rest.iter().map_while(|(place, id)| {
+                let name = piece.get((place - first) as usize..)?;
+                Some((hash(&name[..memchr::memchr(0, name)?]), *id))
+            });
+            let before = index.len();
+            index.extend(in_piece);
+            // A name that does not end in the piece begins the next one; one longer than a piece is
+            // none of a kernel's.
+            rest = &rest[(index.len() - before).max(1)..];
+        }
+        index.sort_unstable();
+        Ok(index)
     }
 
     /// Size in bytes of the structure `name`.
@@ -320,7 +361,7 @@ impl<'a> Btf<'a> {
                 let inner = self.member_of(self.stripped(type_id)?, name, depth + 1)?;
                 return Some(Member { bit_offset: bit_offset + inner.bit_offset, ..inner });
             }
-            (self.name(name_offset)? == name).then_some(Member { bit_offset, bits, type_id })
+            self.is_name(name_offset, name).then_some(Member { bit_offset, bits, type_id })
         })
     }
 
@@ -346,28 +387,11 @@ impl<'a> Btf<'a> {
     }
 
     fn find(&self, name: &str, kind: u32) -> Option<Header> {
-        // The kernel's table of strings has each string once, so that types can be compared by
-        // the place of their name.
-        let place = self.place_of(name)?;
-        self.headers().find(|header| header.name == place && header.kind() == kind)
-    }
-
-    /// Where in the table of strings `name` is.
-    fn place_of(&self, name: &str) -> Option<u32> {
-        let needle = [b"\0", name.as_bytes(), b"\0"].concat();
-        let mut piece = vec![0; PIECE.max(2 * needle.len())];
-        let mut at = 0;
-        while at < self.strings.len() {
-            let len = piece.len().min(self.strings.len() - at);
-            let piece = &mut piece[..len];
-            self.source.read_at(piece, self.strings.start + at).ok().filter(|&read| read == len)?;
-            if let Some(found) = memchr::memmem::find(piece, &needle) {
-                return u32::try_from(at + found + 1).ok();
-            }
-            // It may begin in this piece and end in the next one.
-            at += if len < needle.len() { len } else { len - needle.len() + 1 };
-        }
-        None
+        let hash = hash(name.as_bytes());
+        let start = self.index.partition_point(|(candidate, _)| *candidate < hash);
+        let same = self.index[start..].iter().take_while(|(candidate, _)| *candidate == hash);
+        same.filter_map(|(_, id)| self.header(*id))
+            .find(|header| header.kind() == kind && self.is_name(header.name, name))
     }
 
     fn headers(&self) -> impl Iterator<Item = Header> {
@@ -388,6 +412,15 @@ impl<'a> Btf<'a> {
         })
     }
 
+    /// Whether the name at `place` is `name`.
+    fn is_name(&self, place: u32, name: &str) -> bool {
+        let mut found = [0; MAX_NAME];
+        let Some(found) = found.get_mut(..=name.len()) else { return false };
+        let read = self.source.read_at(found, self.strings.start.saturating_add(place as usize));
+        read.is_ok_and(|read| read == found.len())
+            && found.strip_suffix(&[0]) == Some(name.as_bytes())
+    }
+
     fn name(&self, place: u32) -> Option<String> {
         let mut name = [0; MAX_NAME];
         let at = self.strings.start.checked_add(place as usize)?;
@@ -396,6 +429,12 @@ impl<'a> Btf<'a> {
         let end = memchr::memchr(0, &name[..read])?;
         std::str::from_utf8(&name[..end]).ok().map(str::to_owned)
     }
+}
+
+fn hash(name: &[u8]) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(name);
+    (hasher.finish() >> 32) as u32
 }
 
 /// Length of what follows a type's first three words.
@@ -510,7 +549,36 @@ mod tests {
         for name in &names {
             assert_eq!(btf.size_of(name), Some(1), "{name}");
         }
-        assert_eq!(btf.size_of(&"1".repeat(MAX_NAME)), None);
+        for len in [MAX_NAME - 1, MAX_NAME, PIECE] {
+            assert_eq!(btf.size_of(&"1".repeat(len)), None);
+        }
+    }
+
+    #[test]
+    fn names_too_long_for_a_piece_hide_no_others() {
+        let (long, longer) = ("1".repeat(PIECE), "2".repeat(3 * PIECE));
+        let mut builder = Builder::default();
+        for name in ["a", &long, "b", &longer, "c"] {
+            builder.structure(name, 1, &[]);
+        }
+        let blob = builder.blob();
+        let btf = Btf::parse(&blob).expect("well-formed");
+        for name in ["a", "b", "c"] {
+            assert_eq!(btf.size_of(name), Some(1), "{name}");
+        }
+        assert_eq!(btf.size_of(&long), None);
+    }
+
+    #[test]
+    fn a_name_beyond_the_end_is_none() {
+        let mut builder = Builder::default();
+        builder.structure("a", 1, &[]);
+        builder.structure("b", 1, &[]);
+        let mut blob = builder.blob();
+        // The name of the first type is the first word after the header.
+        blob[24..28].copy_from_slice(&u32::MAX.to_ne_bytes());
+        let btf = Btf::parse(&blob).expect("well-formed");
+        assert_eq!((btf.size_of("a"), btf.size_of("b")), (None, Some(1)));
     }
 
     #[test]

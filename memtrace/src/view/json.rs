@@ -1,24 +1,24 @@
 //! JSON: one object a line. The keys and what they mean are a stable interface: docs/json.md.
 
-use std::borrow::Cow;
-use std::fmt::{Display, Write as _};
 use std::io;
 
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer as _, V2Serializer};
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
-use serde::ser::{Error as _, SerializeSeq as _, Serializer};
+use serde::ser::{Error as _, Serializer};
 use serde_json::ser::Formatter;
 
+use super::masks::Masks;
+use super::second::Second;
 use super::words::status_name;
 use super::{Sink, Subject, Summary, ViewOptions};
 use crate::histogram::{By, Histograms, Key, Times};
-use crate::names::{EnumNames, GfpNames, Names};
+use crate::names::{GfpNames, Names};
 use crate::stall::{Comm, Compaction, Detail, Reclaim, Stall};
-use crate::text::{Lossless, is_hidden};
+use crate::text::{Lossless, is_hidden, is_plain};
 
 /// One object a line.
 #[derive(Debug)]
@@ -27,14 +27,20 @@ pub struct Json {
     stacks: bool,
     /// When the current interval began.
     since: Timestamp,
-    /// The path of the cgroup that a reclaim is for; kept only to be used again.
-    target: String,
+    second: Second,
+    gfp: Masks,
 }
 
 impl Json {
     pub(super) fn new(options: &ViewOptions) -> Self {
         let ViewOptions { subject, stacks, .. } = *options;
-        Self { subject, stacks, since: Timestamp::UNIX_EPOCH, target: String::new() }
+        Self {
+            subject,
+            stacks,
+            since: Timestamp::UNIX_EPOCH,
+            second: Second::default(),
+            gfp: Masks::default(),
+        }
     }
 
     pub(super) fn begin(&mut self, at: Timestamp) {
@@ -47,41 +53,57 @@ impl Json {
         names: &mut Names,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
-        let Names { gfp, modes, statuses, cgroups, clock, symbols, page_size: _ } = names;
-        let (subject, detail) = match &stall.detail {
-            Detail::Reclaim(reclaim) => {
-                let target_id = reclaim.target_cgroup_id.filter(|&id| id != 0);
-                let target = target_id.and_then(|id| cgroups.path(id)).map(|path| {
-                    self.target.clear();
-                    let written = write!(self.target, "{}", Lossless(path));
-                    debug_assert!(written.is_ok(), "writing into memory does not fail");
-                    self.target.as_str()
-                });
-                (Subject::Reclaim, DetailObject::reclaim(reclaim, target_id, target))
-            }
-            Detail::Compaction(compaction) => {
-                (Subject::Compaction, DetailObject::compaction(compaction, modes, statuses))
-            }
+        let subject = match stall.detail {
+            Detail::Reclaim(_) => Subject::Reclaim,
+            Detail::Compaction(_) => Subject::Compaction,
         };
-        let cgroup = stall.cgroup_id.and_then(|id| cgroups.path(id));
-        let object = StallObject {
-            r#type: subject.name(),
-            time: Time(clock.at(stall.start_ns)),
-            start_ns: stall.start_ns,
-            duration_ns: stall.duration_ns,
-            comm: CommText(stall.comm),
-            pid: stall.pid,
-            tid: stall.tid,
-            uid: stall.uid,
-            cpu: stall.cpu,
-            order: stall.order,
-            gfp: stall.gfp.map(|mask| Gfp(gfp, mask)),
-            cgroup_id: stall.cgroup_id,
-            cgroup: cgroup.map(|path| Text(Lossless(path))),
-            detail,
-            stack: self.stacks.then(|| symbols.resolve(&stall.stack)),
+        let mut object = Object::begin(out);
+        object.text("type", subject.name().as_bytes())?;
+        let out = object.key("time");
+        self.time(names.clock.at(stall.start_ns), out)?;
+        object.entry("start_ns", stall.start_ns)?;
+        object.entry("duration_ns", stall.duration_ns)?;
+        object.text("comm", stall.comm.as_bytes())?;
+        object.entry("pid", stall.pid)?;
+        object.entry("tid", stall.tid)?;
+        object.entry("uid", stall.uid)?;
+        object.entry("cpu", stall.cpu)?;
+        object.entry("order", stall.order)?;
+        let out = object.key("gfp");
+        self.gfp(stall.gfp, &names.gfp, out)?;
+        object.entry("cgroup_id", stall.cgroup_id)?;
+        object.text("cgroup", stall.cgroup_id.and_then(|id| names.cgroups.path(id)))?;
+        match &stall.detail {
+            Detail::Reclaim(detail) => reclaim(detail, names, &mut object)?,
+            Detail::Compaction(detail) => compaction(detail, names, &mut object)?,
+        }
+        if self.stacks {
+            object.entry("stack", names.symbols.resolve(&stall.stack))?;
+        }
+        object.end();
+        Ok(())
+    }
+
+    /// Appends a list of the names of flags.
+    fn gfp(&mut self, mask: Option<u32>, names: &GfpNames, out: &mut Vec<u8>) -> io::Result<()> {
+        let Some(mask) = mask else { return append((), out) };
+        let mut written = Ok(());
+        let spell = |out: &mut Vec<u8>| {
+            let mut list = Vec::new();
+            names.for_each(mask, |name| list.push(name.to_owned()));
+            written = append(list, out);
         };
-        line(&object, out)
+        self.gfp.append(mask, spell, out);
+        written
+    }
+
+    /// Appends what [`Time`] is as well.
+    fn time(&mut self, at: Timestamp, out: &mut Vec<u8>) -> io::Result<()> {
+        out.push(b'"');
+        let spell = |at| TimeZone::UTC.to_datetime(at).strftime("%FT%T");
+        self.second.append(at, 9, spell, out)?;
+        out.extend_from_slice(b"Z\"");
+        Ok(())
     }
 
     pub(super) fn interval(
@@ -156,9 +178,13 @@ impl Json {
 }
 
 fn line(object: &impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
-    object.serialize(&mut serde_json::Serializer::with_formatter(&mut *out, Visible))?;
+    append(object, out)?;
     out.push(b'\n');
     Ok(())
+}
+
+fn append(value: impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
+    Ok(value.serialize(&mut serde_json::Serializer::with_formatter(out, Visible))?)
 }
 
 /// Compact JSON in which every character that is not to be seen is written as `\uNNNN`, so that it
@@ -171,7 +197,10 @@ impl Formatter for Visible {
         writer: &mut W,
         mut fragment: &str,
     ) -> io::Result<()> {
-        while let Some((at, hidden)) = fragment.char_indices().find(|(_, c)| is_hidden(*c)) {
+        // Most often there is none, which is soon told of ASCII.
+        while !is_plain(fragment.as_bytes())
+            && let Some((at, hidden)) = fragment.char_indices().find(|(_, c)| is_hidden(*c))
+        {
             writer.write_all(&fragment.as_bytes()[..at])?;
             for unit in hidden.encode_utf16(&mut [0; 2]) {
                 write!(writer, "\\u{unit:04x}")?;
@@ -182,107 +211,87 @@ impl Formatter for Visible {
     }
 }
 
-#[derive(Serialize)]
-struct StallObject<'a> {
-    r#type: &'static str,
-    time: Time,
-    start_ns: u64,
-    duration_ns: u64,
-    comm: CommText,
-    pid: u32,
-    tid: u32,
-    uid: u32,
-    cpu: u32,
-    order: Option<i32>,
-    gfp: Option<Gfp<'a>>,
-    cgroup_id: Option<u64>,
-    cgroup: Option<Text<Lossless<'a>>>,
-    #[serde(flatten)]
-    detail: DetailObject<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stack: Option<Vec<String>>,
-}
+/// An object in the making, as every stall is one, of two dozen entries. Their keys need no escapes;
+/// texts that need none, either, are copied.
+struct Object<'a>(&'a mut Vec<u8>);
 
-#[derive(Serialize)]
-#[serde(untagged)]
-enum DetailObject<'a> {
-    Reclaim {
-        kind: &'static str,
-        nr_scanned: Option<u64>,
-        nr_reclaimed: u64,
-        compaction_ready: bool,
-        priority: Option<i32>,
-        target_cgroup_id: Option<u64>,
-        target_cgroup: Option<&'a str>,
-        free_pages: Option<u64>,
-        node: Option<i32>,
-    },
-    Compaction {
-        cause: &'static str,
-        node: Option<i32>,
-        zone: Option<Text<Lossless<'a>>>,
-        mode: Option<Cow<'a, str>>,
-        status: Cow<'a, str>,
-        migrate_scanned: Option<u64>,
-        free_scanned: Option<u64>,
-        frag_index: Option<f64>,
-        watermark_min: Option<u64>,
-        watermark_low: Option<u64>,
-        watermark_high: Option<u64>,
-        free_pages: Option<u64>,
-    },
-}
+impl<'a> Object<'a> {
+    fn begin(out: &'a mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Self(out)
+    }
 
-impl<'a> DetailObject<'a> {
-    fn reclaim(
-        reclaim: &Reclaim,
-        target_cgroup_id: Option<u64>,
-        target_cgroup: Option<&'a str>,
-    ) -> Self {
-        let Reclaim {
-            kind,
-            nr_scanned,
-            nr_reclaimed,
-            compaction_ready,
-            priority,
-            target_cgroup_id: _,
-            free_pages,
-            node,
-        } = *reclaim;
-        Self::Reclaim {
-            kind: kind.name(),
-            nr_scanned,
-            nr_reclaimed,
-            compaction_ready,
-            priority,
-            target_cgroup_id,
-            target_cgroup,
-            free_pages,
-            node,
+    fn entry(&mut self, key: &'static str, value: impl Serialize) -> io::Result<()> {
+        append(value, self.key(key))
+    }
+
+    fn text<'t>(&mut self, key: &'static str, text: impl Into<Option<&'t [u8]>>) -> io::Result<()> {
+        let out = self.key(key);
+        match text.into() {
+            Some(text) if is_plain(text) && memchr::memchr2(b'"', b'\\', text).is_none() => {
+                out.push(b'"');
+                out.extend_from_slice(text);
+                out.push(b'"');
+                Ok(())
+            }
+            text => append(text.map(Text), out),
         }
     }
 
-    fn compaction(
-        compaction: &'a Compaction,
-        modes: &'a EnumNames,
-        statuses: &'a EnumNames,
-    ) -> Self {
-        let Compaction { cause, zone, mode, status, scanned, watermarks, frag_index } = compaction;
-        Self::Compaction {
-            cause: cause.name(),
-            node: zone.as_ref().map(|zone| zone.node),
-            zone: zone.as_ref().map(|zone| Text(Lossless(zone.name.as_bytes()))),
-            mode: mode.map(|value| modes.name(value)),
-            status: status_name(*status, statuses),
-            migrate_scanned: scanned.map(|scanned| scanned.migrate),
-            free_scanned: scanned.map(|scanned| scanned.free),
-            frag_index: frag_index.map(|index| f64::from(index) / 1000.0),
-            watermark_min: watermarks.map(|at| at.min),
-            watermark_low: watermarks.map(|at| at.low),
-            watermark_high: watermarks.map(|at| at.high),
-            free_pages: watermarks.map(|at| at.free),
+    /// Begins an entry; where its value has to be appended.
+    fn key(&mut self, key: &'static str) -> &mut Vec<u8> {
+        if !self.0.ends_with(b"{") {
+            self.0.push(b',');
         }
+        self.0.push(b'"');
+        self.0.extend_from_slice(key.as_bytes());
+        self.0.extend_from_slice(b"\":");
+        self.0
     }
+
+    /// Ends the object and its line.
+    fn end(self) {
+        self.0.extend_from_slice(b"}\n");
+    }
+}
+
+fn reclaim(reclaim: &Reclaim, names: &mut Names, object: &mut Object<'_>) -> io::Result<()> {
+    let Reclaim {
+        kind,
+        nr_scanned,
+        nr_reclaimed,
+        compaction_ready,
+        priority,
+        target_cgroup_id,
+        free_pages,
+        node,
+    } = *reclaim;
+    let target_id = target_cgroup_id.filter(|&id| id != 0);
+    object.text("kind", kind.name().as_bytes())?;
+    object.entry("nr_scanned", nr_scanned)?;
+    object.entry("nr_reclaimed", nr_reclaimed)?;
+    object.entry("compaction_ready", compaction_ready)?;
+    object.entry("priority", priority)?;
+    object.entry("target_cgroup_id", target_id)?;
+    object.text("target_cgroup", target_id.and_then(|id| names.cgroups.path(id)))?;
+    object.entry("free_pages", free_pages)?;
+    object.entry("node", node)
+}
+
+fn compaction(compaction: &Compaction, names: &Names, object: &mut Object<'_>) -> io::Result<()> {
+    let Compaction { cause, zone, mode, status, scanned, watermarks, frag_index } = compaction;
+    object.text("cause", cause.name().as_bytes())?;
+    object.entry("node", zone.as_ref().map(|zone| zone.node))?;
+    object.text("zone", zone.as_ref().map(|zone| zone.name.as_bytes()))?;
+    object.entry("mode", mode.map(|value| names.modes.name(value)))?;
+    object.entry("status", status_name(*status, &names.statuses))?;
+    object.entry("migrate_scanned", scanned.map(|scanned| scanned.migrate))?;
+    object.entry("free_scanned", scanned.map(|scanned| scanned.free))?;
+    object.entry("frag_index", frag_index.map(|index| f64::from(index) / 1000.0))?;
+    object.entry("watermark_min", watermarks.map(|at| at.min))?;
+    object.entry("watermark_low", watermarks.map(|at| at.low))?;
+    object.entry("watermark_high", watermarks.map(|at| at.high))?;
+    object.entry("free_pages", watermarks.map(|at| at.free))
 }
 
 #[derive(Serialize)]
@@ -313,7 +322,7 @@ enum KeyObject<'a> {
     Thread { tid: u32, pid: u32, comm: CommText },
     Process { pid: u32, comm: CommText },
     Comm { comm: CommText },
-    Cgroup { cgroup_id: Option<u64>, cgroup: Option<Text<Lossless<'a>>> },
+    Cgroup { cgroup_id: Option<u64>, cgroup: Option<Text<'a>> },
     Uid { uid: u32 },
     Kind { kind: &'static str },
     Cause { cause: &'static str },
@@ -329,7 +338,7 @@ impl<'a> KeyObject<'a> {
             Key::Comm(comm) => Self::Comm { comm: CommText(comm) },
             Key::Cgroup(cgroup_id) => {
                 let path = cgroup_id.and_then(|id| names.cgroups.path(id));
-                Self::Cgroup { cgroup_id, cgroup: path.map(|path| Text(Lossless(path))) }
+                Self::Cgroup { cgroup_id, cgroup: path.map(Text) }
             }
             Key::Uid(uid) => Self::Uid { uid },
             Key::Kind(kind) => Self::Kind { kind: kind.name() },
@@ -355,12 +364,12 @@ struct SummaryObject<'a> {
     unavailable: &'a [String],
 }
 
-/// A string that is what is shown in text.
-struct Text<T>(T);
+/// A string of any bytes.
+struct Text<'a>(&'a [u8]);
 
-impl<T: Display> Serialize for Text<T> {
+impl Serialize for Text<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
+        serializer.serialize_str(&Lossless(self.0).text())
     }
 }
 
@@ -369,7 +378,7 @@ struct CommText(Comm);
 
 impl Serialize for CommText {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&Lossless(self.0.as_bytes()))
+        Text(self.0.as_bytes()).serialize(serializer)
     }
 }
 
@@ -379,23 +388,6 @@ struct Time(Timestamp);
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{:.9}", self.0))
-    }
-}
-
-/// A list of the names of flags.
-struct Gfp<'a>(&'a GfpNames, u32);
-
-impl Serialize for Gfp<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(None)?;
-        let mut written = Ok(());
-        self.0.for_each(self.1, |name| {
-            if written.is_ok() {
-                written = list.serialize_element(name);
-            }
-        });
-        written?;
-        list.end()
     }
 }
 
@@ -447,6 +439,7 @@ mod tests {
     use hdrhistogram::Histogram;
     use hdrhistogram::serialization::Deserializer;
     use insta::assert_snapshot;
+    use jiff::SignedDuration;
     use serde_json::{Value, json};
 
     use super::super::fixtures::{
@@ -630,6 +623,37 @@ mod tests {
             assert_eq!(object.get(name), Some(&Value::Null), "{name}");
         }
         assert_eq!(object["status"], "-1");
+    }
+
+    #[test]
+    fn times_of_stalls_read_like_all_others() {
+        let mut json = Json::new(&options(Subject::Reclaim, Format::Json));
+        let since = [0, 1, 999_999_999, 1_000_000_000, 1_500_000_000, i64::MAX];
+        let times = since.map(|ns| at(0) + SignedDuration::from_nanos(ns));
+        for at in times.into_iter().chain([Timestamp::MAX, Timestamp::UNIX_EPOCH]) {
+            let (mut quick, mut plain) = (Vec::new(), Vec::new());
+            json.time(at, &mut quick).expect("memory");
+            append(Time(at), &mut plain).expect("memory");
+            assert_eq!(String::from_utf8_lossy(&quick), String::from_utf8_lossy(&plain));
+        }
+    }
+
+    #[test]
+    fn texts_that_are_copied_read_like_all_others() {
+        let check = |text: &[u8]| {
+            let (mut quick, mut plain) = (Vec::new(), b"{\"key\":".to_vec());
+            let mut object = Object::begin(&mut quick);
+            object.text("key", text).expect("memory");
+            object.end();
+            append(Text(text), &mut plain).expect("memory");
+            plain.extend_from_slice(b"}\n");
+            assert_eq!(String::from_utf8_lossy(&quick), String::from_utf8_lossy(&plain));
+        };
+        check(b"");
+        for byte in 0..=u8::MAX {
+            check(&[byte]);
+            check(&[&[b'a'; 40][..], &[byte], &[b'a'; 40]].concat());
+        }
     }
 
     #[test]

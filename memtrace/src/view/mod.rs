@@ -5,7 +5,10 @@
 
 mod histogram;
 mod json;
+mod line;
+mod masks;
 mod rows;
+mod second;
 mod summary;
 mod words;
 

@@ -2,14 +2,17 @@
 
 use std::io::{self, Write as _};
 
+use super::line::Line;
+use super::masks::Masks;
+use super::second::Second;
 use super::words::{
-    CgroupName, Gfp, Millis, OrDash, ScannedPages, Thousandths, TimeOfDay, ZoneName, status_name,
+    CgroupName, Gfp, Millis, ScannedPages, Thousandths, TimeOfDay, ZoneName, status_name,
 };
 use super::{Subject, ViewOptions};
 use crate::names::Names;
 use crate::stall::{Compaction, Detail, Reclaim, Stall, Watermarks};
 
-// The columns are as wide as those of the formats below. A value too long pushes the rest.
+// The columns are as wide as those of the lines below. A value too long pushes the rest.
 const TIME: &str = "TIME            ";
 const UID: &str = "UID    ";
 const RECLAIM: &str = "COMM             PID     TID     KIND      ORDER    LAT(ms)   PAGES";
@@ -26,11 +29,13 @@ const COMPACTION_EXTENDED: &str = concat!(
 #[derive(Debug)]
 pub struct Rows {
     options: ViewOptions,
+    second: Second,
+    gfp: Masks,
 }
 
 impl Rows {
     pub(super) fn new(options: ViewOptions) -> Self {
-        Self { options }
+        Self { options, second: Second::default(), gfp: Masks::default() }
     }
 
     pub(super) fn header(&self, out: &mut Vec<u8>) -> io::Result<()> {
@@ -50,24 +55,37 @@ impl Rows {
     }
 
     pub(super) fn stall(
-        &self,
+        &mut self,
         stall: &Stall,
         names: &mut Names,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
-        if self.options.timestamp {
-            let start = TimeOfDay(names.clock.at(stall.start_ns), &self.options.zone);
-            write!(out, "{start:.6} ")?;
+        let ViewOptions { timestamp, ref zone, uid, extended, stacks, .. } = self.options;
+        if timestamp {
+            let start = names.clock.at(stall.start_ns);
+            self.second.append(start, 6, |at| TimeOfDay(at, zone), out)?;
+            out.push(b' ');
         }
-        if self.options.uid {
-            write!(out, "{:<6} ", stall.uid)?;
+        let mut line = Line::begin(out);
+        if uid {
+            line.left(6, stall.uid);
         }
         match &stall.detail {
-            Detail::Reclaim(reclaim) => self.reclaim(stall, reclaim, names, out)?,
-            Detail::Compaction(compaction) => self.compaction(stall, compaction, names, out)?,
+            Detail::Reclaim(reclaim) => {
+                Self::reclaim(stall, reclaim, &mut line);
+                if extended {
+                    self.more_of_reclaim(stall, reclaim, names, &mut line);
+                }
+            }
+            Detail::Compaction(compaction) if extended => {
+                self.extended_compaction(stall, compaction, names, &mut line);
+            }
+            Detail::Compaction(compaction) => {
+                Self::compaction(stall, compaction, names, &mut line);
+            }
         }
-        writeln!(out)?;
-        if self.options.stacks {
+        line.end();
+        if stacks {
             for frame in names.symbols.resolve(&stall.stack) {
                 writeln!(out, "\t{frame}")?;
             }
@@ -76,68 +94,75 @@ impl Rows {
         Ok(())
     }
 
-    fn reclaim(
-        &self,
+    fn reclaim(stall: &Stall, reclaim: &Reclaim, line: &mut Line<'_>) {
+        // The page that the kernel reports to let compaction try was not reclaimed.
+        let pages = if reclaim.compaction_ready { 0 } else { reclaim.nr_reclaimed };
+        line.left(16, stall.comm)
+            .left(7, stall.pid)
+            .left(7, stall.tid)
+            .left(9, reclaim.kind.name())
+            .left(5, stall.order)
+            .right(10, Millis(stall.duration_ns))
+            .right(7, pages);
+    }
+
+    fn more_of_reclaim(
+        &mut self,
         stall: &Stall,
         reclaim: &Reclaim,
         names: &mut Names,
-        out: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        let Stall { comm, pid, tid, .. } = stall;
-        let kind = reclaim.kind.name();
-        let order = OrDash(stall.order);
-        let latency = Millis(stall.duration_ns);
-        // The page that the kernel reports to let compaction try was not reclaimed.
-        let pages = if reclaim.compaction_ready { 0 } else { reclaim.nr_reclaimed };
-        write!(out, "{comm:<16} {pid:<7} {tid:<7} {kind:<9} {order:<5} {latency:>10} {pages:>7}")?;
-        if !self.options.extended {
-            return Ok(());
-        }
-
-        let scanned = OrDash(reclaim.nr_scanned);
-        let priority = OrDash(reclaim.priority);
+        line: &mut Line<'_>,
+    ) {
         let bytes = |pages| u128::from(pages) * u128::from(names.page_size);
-        let free_kb = OrDash(reclaim.free_pages.map(|pages| bytes(pages) / 1024));
-        let gfp = OrDash(stall.gfp.map(|mask| Gfp(&names.gfp, mask)));
-        let cgroup = OrDash(stall.cgroup_id.map(|id| CgroupName::of(id, &mut names.cgroups)));
-        write!(out, " {scanned:>9} {priority:>4} {free_kb:>10} {cgroup:<24}")?;
         let target = reclaim.target_cgroup_id.filter(|&id| id != 0);
-        let target = OrDash(target.map(|id| CgroupName::of(id, &mut names.cgroups)));
-        write!(out, " {target:<24} {gfp}")
+        line.right(9, reclaim.nr_scanned)
+            .right(4, reclaim.priority)
+            .right(10, reclaim.free_pages.map(|pages| bytes(pages) / 1024))
+            .left(24, stall.cgroup_id.map(|id| CgroupName::of(id, &mut names.cgroups)))
+            .left(24, target.map(|id| CgroupName::of(id, &mut names.cgroups)))
+            .left(0, stall.gfp.map(|mask| Gfp(mask, &names.gfp, &mut self.gfp)));
     }
 
-    fn compaction(
-        &self,
+    fn compaction(stall: &Stall, compaction: &Compaction, names: &Names, line: &mut Line<'_>) {
+        let mode = compaction.mode.map(|value| names.modes.name(value));
+        Self::start_of_compaction(stall, compaction, line);
+        line.left(5, mode.as_deref().map(shortened))
+            .right(8, Millis(stall.duration_ns))
+            .left(0, shortened(&status_name(compaction.status, &names.statuses)));
+    }
+
+    fn extended_compaction(
+        &mut self,
         stall: &Stall,
         compaction: &Compaction,
         names: &mut Names,
-        out: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        let Stall { comm, pid, tid, .. } = stall;
-        let zone = OrDash(compaction.zone.as_ref().map(ZoneName));
-        let order = OrDash(stall.order);
-        let cause = compaction.cause.name();
-        let mode = compaction.mode.map(|value| names.modes.name(value));
-        let latency = Millis(stall.duration_ns);
-        let status = status_name(compaction.status, &names.statuses);
-        write!(out, "{comm:<15} {pid:<6} {tid:<6} {zone:<8} {order:<5} {cause:<9} ")?;
-        if !self.options.extended {
-            let mode = OrDash(mode.as_deref().map(shortened));
-            return write!(out, "{mode:<5} {latency:>8} {}", shortened(&status));
-        }
-
-        write!(out, "{:<10} {latency:>8} {status:<17} ", OrDash(mode))?;
-        let frag_index = OrDash(compaction.frag_index.map(Thousandths));
+        line: &mut Line<'_>,
+    ) {
         let [min, low, high, free] = match compaction.watermarks {
             Some(Watermarks { min, low, high, free }) => [min, low, high, free].map(Some),
             None => [None; 4],
-        }
-        .map(OrDash);
-        write!(out, "{frag_index:>7} {min:>8} {low:>8} {high:>8} {free:>8} ")?;
-        let scanned = OrDash(compaction.scanned.map(ScannedPages));
-        let gfp = OrDash(stall.gfp.map(|mask| Gfp(&names.gfp, mask)));
-        let cgroup = OrDash(stall.cgroup_id.map(|id| CgroupName::of(id, &mut names.cgroups)));
-        write!(out, "{scanned:<15} {cgroup:<24} {gfp}")
+        };
+        Self::start_of_compaction(stall, compaction, line);
+        line.left(10, compaction.mode.map(|value| names.modes.name(value)))
+            .right(8, Millis(stall.duration_ns))
+            .left(17, status_name(compaction.status, &names.statuses))
+            .right(7, compaction.frag_index.map(Thousandths))
+            .right(8, min)
+            .right(8, low)
+            .right(8, high)
+            .right(8, free)
+            .left(15, compaction.scanned.map(ScannedPages))
+            .left(24, stall.cgroup_id.map(|id| CgroupName::of(id, &mut names.cgroups)))
+            .left(0, stall.gfp.map(|mask| Gfp(mask, &names.gfp, &mut self.gfp)));
+    }
+
+    fn start_of_compaction(stall: &Stall, compaction: &Compaction, line: &mut Line<'_>) {
+        line.left(15, stall.comm)
+            .left(6, stall.pid)
+            .left(6, stall.tid)
+            .left(8, compaction.zone.as_ref().map(ZoneName))
+            .left(5, stall.order)
+            .left(9, compaction.cause.name());
     }
 }
 

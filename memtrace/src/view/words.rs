@@ -1,11 +1,12 @@
-//! How single values read in text. All honour the formatter's width and alignment.
+//! How single values read in text.
 
 use std::borrow::Cow;
-use std::fmt::{self, Alignment, Display, Formatter, Write as _, from_fn};
+use std::fmt::{self, Display, Formatter};
 
 use jiff::{Timestamp, tz::TimeZone};
-use unicode_width::UnicodeWidthStr as _;
 
+use super::line::{Word, append_digits};
+use super::masks::Masks;
 use crate::cgroup::Cgroups;
 use crate::names::{EnumNames, GfpNames};
 use crate::stall::{Scanned, Zone};
@@ -24,12 +25,15 @@ impl<T: Display> Display for OrDash<T> {
 }
 
 /// Nanoseconds as milliseconds with three decimals, rounded half up.
+#[derive(Clone, Copy)]
 pub struct Millis(pub u64);
 
-impl Display for Millis {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+impl Word for Millis {
+    fn append(self, out: &mut Vec<u8>) {
         let us = self.0 / 1000 + u64::from(self.0 % 1000 >= 500);
-        pad(f, format_args!("{}.{:03}", us / 1000, us % 1000))
+        (us / 1000).append(out);
+        out.push(b'.');
+        append_digits((us % 1000) as u32, 3, out);
     }
 }
 
@@ -47,56 +51,68 @@ impl Display for Span {
         let rounded = self.0 / step + u128::from(self.0 % step >= step / 2);
         let one = 10_u128.pow(decimals);
         let decimals = decimals as usize;
-        pad(f, format_args!("{}.{:0decimals$} {unit}", rounded / one, rounded % one))
+        write!(f, "{}.{:0decimals$} {unit}", rounded / one, rounded % one)
     }
 }
 
 /// A kernel's fixed-point number with three decimals.
+#[derive(Clone, Copy)]
 pub struct Thousandths(pub i32);
 
-impl Display for Thousandths {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let sign = if self.0 < 0 { "-" } else { "" };
+impl Word for Thousandths {
+    fn append(self, out: &mut Vec<u8>) {
+        if self.0 < 0 {
+            out.push(b'-');
+        }
         let value = self.0.unsigned_abs();
-        pad(f, format_args!("{sign}{}.{:03}", value / 1000, value % 1000))
+        (value / 1000).append(out);
+        out.push(b'.');
+        append_digits(value % 1000, 3, out);
     }
 }
 
 /// A zone as `node/name`.
+#[derive(Clone, Copy)]
 pub struct ZoneName<'a>(pub &'a Zone);
 
-impl Display for ZoneName<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+impl Word for ZoneName<'_> {
+    fn append(self, out: &mut Vec<u8>) {
         let Zone { node, name } = self.0;
-        pad(f, format_args!("{node}/{}", Printable(name.as_bytes())))
+        node.append(out);
+        out.push(b'/');
+        Printable(name.as_bytes()).append(out);
     }
 }
 
 /// What compaction's scanners looked at, as `migrate/free`.
+#[derive(Clone, Copy)]
 pub struct ScannedPages(pub Scanned);
 
-impl Display for ScannedPages {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+impl Word for ScannedPages {
+    fn append(self, out: &mut Vec<u8>) {
         let Scanned { migrate, free } = self.0;
-        pad(f, format_args!("{migrate}/{free}"))
+        migrate.append(out);
+        out.push(b'/');
+        free.append(out);
     }
 }
 
 /// An allocation's flags as `NAME|NAME`.
-pub struct Gfp<'a>(pub &'a GfpNames, pub u32);
+pub struct Gfp<'a>(pub u32, pub &'a GfpNames, pub &'a mut Masks);
 
-impl Display for Gfp<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let joined = from_fn(|f| {
-            let mut separator = "";
-            let mut written = Ok(());
-            self.0.for_each(self.1, |name| {
-                written = written.and_then(|()| write!(f, "{separator}{name}"));
-                separator = "|";
+impl Word for Gfp<'_> {
+    fn append(self, out: &mut Vec<u8>) {
+        let Self(mask, names, masks) = self;
+        let spell = |out: &mut Vec<u8>| {
+            let start = out.len();
+            names.for_each(mask, |name| {
+                if out.len() > start {
+                    out.push(b'|');
+                }
+                name.append(out);
             });
-            written
-        });
-        pad(f, format_args!("{joined}"))
+        };
+        masks.append(mask, spell, out);
     }
 }
 
@@ -127,47 +143,30 @@ impl Display for CgroupName<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => Printable(path).fmt(f),
-            Self::Id(id) => pad(f, format_args!("id:{id}")),
+            Self::Id(id) => write!(f, "id:{id}"),
         }
     }
 }
 
-/// `HH:MM:SS` at a place; with a precision of 6, microseconds as well.
+impl Word for CgroupName<'_> {
+    fn append(self, out: &mut Vec<u8>) {
+        match self {
+            Self::Path(path) => Printable(path).append(out),
+            Self::Id(id) => {
+                "id:".append(out);
+                id.append(out);
+            }
+        }
+    }
+}
+
+/// `HH:MM:SS` at a place.
 pub struct TimeOfDay<'a>(pub Timestamp, pub &'a TimeZone);
 
 impl Display for TimeOfDay<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let time = self.1.to_offset(self.0).to_datetime(self.0).time();
-        let (hour, minute, second) = (time.hour(), time.minute(), time.second());
-        write!(f, "{hour:02}:{minute:02}:{second:02}")?;
-        match f.precision() {
-            Some(6) => write!(f, ".{:06}", time.subsec_nanosecond() / 1000),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Pads what has several parts, without putting them together first.
-fn pad(f: &mut Formatter<'_>, parts: fmt::Arguments<'_>) -> fmt::Result {
-    let Some(width) = f.width() else {
-        return f.write_fmt(parts);
-    };
-    let mut length = Length(0);
-    length.write_fmt(parts)?;
-    let missing = width.saturating_sub(length.0);
-    match f.align() {
-        Some(Alignment::Right) => write!(f, "{:missing$}{parts}", ""),
-        _ => write!(f, "{parts}{:missing$}", ""),
-    }
-}
-
-/// Counts columns.
-struct Length(usize);
-
-impl fmt::Write for Length {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0 += text.width();
-        Ok(())
+        write!(f, "{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second())
     }
 }
 
@@ -194,32 +193,45 @@ mod tests {
         }
     }
 
+    fn text(word: impl Word) -> String {
+        let mut out = Vec::new();
+        word.append(&mut out);
+        String::from_utf8(out).expect("words are UTF-8")
+    }
+
     #[test]
     fn thousandths_keep_their_sign() {
-        for (value, text) in [
+        for (value, shown) in [
             (728, "0.728"),
             (0, "0.000"),
             (-5, "-0.005"),
             (-1000, "-1.000"),
             (i32::MIN, "-2147483.648"),
+            (i32::MAX, "2147483.647"),
         ] {
-            assert_eq!(Thousandths(value).to_string(), text);
+            assert_eq!(text(Thousandths(value)), shown);
         }
     }
 
     #[test]
-    fn all_are_padded_as_asked() {
-        let zone = Zone { node: 0, name: "é".to_owned() };
+    fn words_of_several_parts() {
+        let zone = Zone { node: -1, name: "é\n".to_owned() };
         let gfp = GfpNames(vec![(1, "A".to_owned()), (2, "B".to_owned())]);
-        assert_eq!(format!("{:<6}|", ZoneName(&zone)), "0/é   |");
-        assert_eq!(format!("{:>6}|", Millis(1_000_000)), " 1.000|");
-        assert_eq!(format!("{:<5}|", Gfp(&gfp, 3)), "A|B  |");
-        assert_eq!(format!("{:<7}|", Gfp(&gfp, 5)), "A|0x4  |");
-        assert_eq!(format!("{:<2}|", Gfp(&gfp, 3)), "A|B|");
-        assert_eq!(format!("{:>5}|", CgroupName::Id(7)), " id:7|");
-        assert_eq!(format!("{:<5}|", CgroupName::Path("/é".as_bytes())), "/é   |");
-        assert_eq!(format!("{:>3}|", OrDash::<u64>(None)), "  -|");
-        assert_eq!(format!("{:>3}|", OrDash(Some(7))), "  7|");
-        assert_eq!(format!("{:<6}|", ScannedPages(Scanned { migrate: 1, free: 22 })), "1/22  |");
+        let mut masks = Masks::default();
+        assert_eq!(text(ZoneName(&zone)), "-1/é\\x0a");
+        assert_eq!(text(Gfp(3, &gfp, &mut masks)), "A|B");
+        assert_eq!(text(Gfp(5, &gfp, &mut masks)), "A|0x4");
+        assert_eq!(text(Gfp(0, &gfp, &mut masks)), "0x0");
+        assert_eq!(text(CgroupName::Path("/é".as_bytes())), "/é");
+        assert_eq!(
+            text(ScannedPages(Scanned { migrate: 1, free: u64::MAX })),
+            format!("1/{}", u64::MAX)
+        );
+    }
+
+    #[test]
+    fn a_cgroup_out_of_sight_is_its_id() {
+        let id = || CgroupName::Id(7);
+        assert_eq!((text(id()), id().to_string()), ("id:7".to_owned(), "id:7".to_owned()));
     }
 }

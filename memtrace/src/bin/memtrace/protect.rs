@@ -17,6 +17,9 @@ const HEAP: usize = 256 << 10;
 const HEAP_PER_KEY: usize = 1536;
 /// Most heap to have in advance for keys; more of them, or longer ones, may have to wait for memory.
 const MOST_HEAP_FOR_KEYS: usize = 2 << 20;
+/// From so many bytes on a part of memory is a large one.
+#[cfg(target_env = "gnu")]
+const LARGE: libc::c_int = 64 << 10;
 /// Stack to have in advance, several times what tracing takes.
 const STACK: usize = 64 << 10;
 /// What `oom_score_adj` shall be: after everything that is not protected as well.
@@ -32,6 +35,17 @@ pub struct Protection {
     refusal: Option<io::Error>,
     oom_score_adj: io::Result<()>,
 }
+
+/// Has large parts that only starting takes mapped on their own, so that they leave no holes in the heap
+/// when they are given back: all of the heap is locked. The allocator would do so only with the first.
+#[cfg(target_env = "gnu")]
+pub fn map_large_parts() {
+    // SAFETY: the call only changes the allocator's own state.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+pub fn map_large_parts() {}
 
 /// Gives memory back that only starting took, and does not give back any more from now on: it would
 /// have to be asked for again. Makes room for the histograms of `keys` keys.
@@ -50,6 +64,9 @@ fn keep_heap() {
     unsafe { libc::mallopt(libc::M_MMAP_MAX, 0) };
     // SAFETY: as above.
     unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX) };
+    // Nothing beyond what is asked for.
+    // SAFETY: as above.
+    unsafe { libc::mallopt(libc::M_TOP_PAD, 0) };
 }
 
 #[cfg(not(target_env = "gnu"))]
