@@ -3,9 +3,9 @@
 //!
 //! A source brings the names that its stalls were measured under; a view asks for them.
 
-use std::{borrow::Cow, fs};
+use std::borrow::Cow;
 
-use crate::{cgroup::Cgroups, clock::WallClock, stall::Comm, symbols::Symbols};
+use crate::{cgroup::Cgroups, clock::WallClock, symbols::Symbols};
 
 /// The names that go with one source's stalls.
 #[derive(Debug)]
@@ -24,20 +24,6 @@ pub struct Names {
     pub symbols: Symbols,
     /// Size of a page in bytes.
     pub page_size: u64,
-}
-
-impl Names {
-    /// The name of process `pid`, which its threads may not share; nothing where it is gone.
-    #[must_use]
-    pub fn process_name(&self, pid: u32) -> Option<Comm> {
-        let read = fs::read(format!("/proc/{pid}/comm")).ok()?;
-        let name = read.strip_suffix(b"\n").unwrap_or(&read);
-        let mut comm = [0; Comm::LEN];
-        // Kernel threads may have longer names here than they give themselves.
-        let len = name.len().min(Comm::LEN - 1);
-        comm[..len].copy_from_slice(&name[..len]);
-        Some(Comm::new(comm))
-    }
 }
 
 /// Names of an enumeration's values.
@@ -79,26 +65,6 @@ impl GfpNames {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names() -> Names {
-        Names {
-            gfp: GfpNames::default(),
-            modes: EnumNames::default(),
-            statuses: EnumNames::default(),
-            cgroups: Cgroups::default(),
-            clock: WallClock::now(),
-            symbols: Symbols::default(),
-            page_size: 4096,
-        }
-    }
-
-    #[test]
-    fn knows_the_processes_that_run() {
-        let name = names().process_name(std::process::id()).expect("/proc has this process");
-        assert!(!name.as_bytes().is_empty());
-        assert!(!name.as_bytes().contains(&b'\n'));
-        assert_eq!(names().process_name(u32::MAX), None);
-    }
 
     #[test]
     fn puts_flags_into_words_and_the_rest_into_hex() {
