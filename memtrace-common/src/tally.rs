@@ -70,7 +70,7 @@ impl Tally {
     }
 
     /// Counts another stall.
-    #[inline(always)]
+    #[inline]
     pub fn add(&mut self, duration_ns: u64) {
         self.count = self.count.wrapping_add(1);
         self.total_ns = self.total_ns.wrapping_add(duration_ns);
@@ -85,8 +85,9 @@ pub const BUCKETS: u64 = 128;
 
 /// The bucket of a duration in nanoseconds: up to 255 each has its own, and of all others the first
 /// 8 bits count. Below 7424 for any.
-#[inline(always)]
+#[inline]
 #[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "below 64 times 128")]
 pub const fn bucket(ns: u64) -> u16 {
     let shift = (ns | BUCKETS).ilog2() - BUCKETS.ilog2();
     (shift as u64 * BUCKETS + (ns >> shift)) as u16

@@ -42,10 +42,8 @@ pub fn keep(key: ReclaimKey, reclaim: Reclaim) -> bool {
     {
         // SAFETY: the slot is a value of a map, which is there as long as the map is, and nobody
         // else's.
-        unsafe {
-            (&raw mut (*slot).reclaim).write(reclaim);
-            (&raw mut (*slot).owner).write_volatile(Slot::key(key));
-        }
+        unsafe { (*slot).reclaim = reclaim };
+        set_owner(slot, Slot::key(key));
         return true;
     }
     keep_without_slot(key, &reclaim)
@@ -71,8 +69,7 @@ pub fn take(key: ReclaimKey) -> Option<Reclaim> {
     {
         // SAFETY: as above.
         let reclaim = unsafe { (*slot).reclaim };
-        // SAFETY: as above.
-        unsafe { (&raw mut (*slot).owner).write_volatile(0) };
+        set_owner(slot, 0);
         release(slot);
         return Some(reclaim);
     }
@@ -129,9 +126,18 @@ fn slot(key: ReclaimKey) -> Option<*mut Slot> {
 /// there.
 #[inline(always)]
 fn owns(slot: *mut Slot, key: ReclaimKey) -> bool {
+    // SAFETY: as above; only the address of a part is taken.
+    let owner = unsafe { &raw const (*slot).owner };
     // SAFETY: as above.
-    let owner = unsafe { (&raw const (*slot).owner).read_volatile() };
-    owner == Slot::key(key)
+    unsafe { owner.read_volatile() == Slot::key(key) }
+}
+
+#[inline(always)]
+fn set_owner(slot: *mut Slot, key: u32) {
+    // SAFETY: as above; only the address of a part is taken.
+    let owner = unsafe { &raw mut (*slot).owner };
+    // SAFETY: as above.
+    unsafe { owner.write_volatile(key) };
 }
 
 /// Takes the slot if it is free. Of several at once at most one gets it: only who finds nobody but

@@ -357,20 +357,25 @@ fn frag_index(zone: u64, order: u32) -> Option<i32> {
     if !present(first) || !present(size) || order >= MAX_ORDERS {
         return None;
     }
-    let (mut blocks, mut pages, mut suitable) = (0_u64, 0_u64, false);
+    let (mut blocks, mut pages, mut suitable, mut failures) = (0_u64, 0_u64, 0_u64, 0_u64);
     for candidate in 0..MAX_ORDERS {
         if candidate >= len {
             break;
         }
-        let free: u64 = kernel::read(zone, first + candidate * size)?;
+        let free = kernel::read_or_zero(zone, first + candidate * size, &mut failures);
         blocks = blocks.wrapping_add(free);
         pages = pages.wrapping_add(free << candidate);
-        suitable |= candidate >= order && free != 0;
+        // All bits set from `order` on, without a branch.
+        let from_order = !(i64::from(candidate).wrapping_sub(i64::from(order)) >> 63);
+        suitable |= free & from_order as u64;
+    }
+    if failures != 0 {
+        return None;
     }
     if blocks == 0 {
         return Some(0);
     }
-    if suitable {
+    if suitable != 0 {
         return Some(-1000);
     }
     let requested = 1_u64 << order;

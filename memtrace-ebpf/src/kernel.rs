@@ -7,7 +7,7 @@ use aya_ebpf::{
     EbpfContext as _,
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
-        generated::bpf_get_current_task_btf,
+        generated::{self, bpf_get_current_task_btf},
     },
     programs::RawTracePointContext,
 };
@@ -33,6 +33,20 @@ pub fn read<T>(address: u64, offset: u32) -> Option<T> {
     // SAFETY: the helper checks the address itself and fails on one that cannot be read; every `T`
     // used here is an integer or an array of integers, valid for any bytes.
     unsafe { bpf_probe_read_kernel(pointer) }.ok()
+}
+
+/// Reads a word at `address + offset`, 0 where that fails, and then counts it in `failures`: many reads
+/// in a row without a branch each, of which the verifier would follow every combination.
+#[inline(always)]
+pub fn read_or_zero(address: u64, offset: u32, failures: &mut u64) -> u64 {
+    let mut word = 0;
+    let from = address.wrapping_add(u64::from(offset)) as *const _;
+    // SAFETY: the helper checks the address itself, and writes a word in any case.
+    let error = unsafe {
+        generated::bpf_probe_read_kernel((&raw mut word).cast(), size_of::<u64>() as u32, from)
+    };
+    *failures |= error as u64;
+    word
 }
 
 /// Argument number `position` of the tracepoint, which comes from the kernel's BTF.

@@ -193,7 +193,7 @@ mod tests {
             let record =
                 record::Reclaim { stall: common(mechanism::DIRECT, known), nr_reclaimed: 9 };
             let mut bytes = record.as_bytes().to_vec();
-            bytes.extend(details.iter().flat_map(|details| details.as_bytes()));
+            bytes.extend(details.iter().flat_map(zerocopy::IntoBytes::as_bytes));
             let stall = stall(&bytes).expect("a whole record");
             assert_eq!((stall.order, stall.gfp, stall.cgroup_id), (None, None, None));
             let Detail::Reclaim(reclaim) = stall.detail else { panic!("{:?}", stall.detail) };

@@ -507,10 +507,14 @@ mod tests {
     fn stalls_counted_elsewhere_count_as_if_each_came() {
         let values = [2_000, 2_001, 2_005, 2_006];
         let mut tally = Tally::one(values[0]);
-        values[1..].iter().for_each(|&ns| tally.add(ns));
+        for &ns in &values[1..] {
+            tally.add(ns);
+        }
         let (mut each, mut together) =
             (Histograms::new(By::Thread, 9), Histograms::new(By::Thread, 9));
-        values.iter().for_each(|&ns| each.record(&stall(1, ns)));
+        for ns in values {
+            each.record(&stall(1, ns));
+        }
         let key = each.sorted()[0].0;
         together.add(&Tallied { key, bucket: bucket(2_000), tally });
         assert!(values.iter().all(|&ns| bucket(ns) == bucket(2_000)));

@@ -19,7 +19,7 @@ pub(super) fn can_be_taken() -> bool {
 
 /// What the probes count.
 pub(super) struct Tallies {
-    tallies: Map,
+    counted: Map,
     /// The same once more, to remove from it while it is gone through.
     taken: Map,
     epochs: Array<MapData, u32>,
@@ -32,8 +32,8 @@ impl Tallies {
     /// Of the maps `TALLIES` and `EPOCH`.
     pub(super) fn new(tallies: MapData, epochs: Array<MapData, u32>) -> Result<Self, MapError> {
         let again = MapData::from_fd(tallies.fd().as_fd().try_clone_to_owned()?)?;
-        let [tallies, taken] = [tallies, again].map(aya::maps::Map::HashMap);
-        Ok(Self { tallies: tallies.try_into()?, taken: taken.try_into()?, epochs, epoch: 0 })
+        let [counted, taken] = [tallies, again].map(aya::maps::Map::HashMap);
+        Ok(Self { counted: counted.try_into()?, taken: taken.try_into()?, epochs, epoch: 0 })
     }
 
     /// Takes all that was counted until now and gives it to `each`. Takes as long as every probe that
@@ -46,7 +46,7 @@ impl Tallies {
         // A probe may have read the past one just before.
         membarrier(MembarrierCommand::Global)
             .map_err(|error| map_error(MapError::IoError(io::Error::from(error))))?;
-        let mut keys = self.tallies.keys().peekable();
+        let mut keys = self.counted.keys().peekable();
         while let Some(words) = keys.next() {
             let words = words.map_err(map_error)?;
             // The next one is found by this one, as long as this one is there.
@@ -55,7 +55,7 @@ impl Tallies {
             if key.epoch != past {
                 continue;
             }
-            let tally = self.tallies.get(&words, 0).map_err(map_error)?;
+            let tally = self.counted.get(&words, 0).map_err(map_error)?;
             self.taken.remove(&words).map_err(map_error)?;
             each(key, zerocopy::transmute!(tally));
         }

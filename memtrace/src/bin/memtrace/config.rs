@@ -83,7 +83,8 @@ impl Config {
             format: if args.json { Format::Json } else { Format::Text },
             histogram,
             timestamp: args.timestamp,
-            zone: TimeZone::system(),
+            // Finding it takes a look at every time zone there is.
+            zone: if args.timestamp { TimeZone::system() } else { TimeZone::UTC },
             uid: args.print_uid,
             extended: args.extended,
             stacks: args.kernel_stack,

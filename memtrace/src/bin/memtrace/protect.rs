@@ -14,7 +14,7 @@ use rustix::mm::{MlockFlags, mlock, mlock_with};
 /// some for everything else.
 const HEAP: usize = 256 << 10;
 /// The same for each key of histograms.
-const HEAP_PER_KEY: usize = 1536;
+const HEAP_PER_KEY: usize = 1024;
 /// Most heap to have in advance for keys; more of them, or longer ones, may have to wait for memory.
 const MOST_HEAP_FOR_KEYS: usize = 2 << 20;
 /// From so many bytes on a part of memory is a large one.
