@@ -23,14 +23,21 @@ fn memload() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_memload"))
 }
 
-/// Compares the reclaim of a load. Gives the threads that stalled, without the main one, which may
-/// as it ends the others.
-fn compare_churn(threads: usize, brief: bool) -> Result<BTreeSet<u32>> {
+/// What a load had to do with its stalls.
+struct Threads {
+    /// Those that were there before it began to work.
+    workers: Vec<u32>,
+    /// Those that stalled. The main thread may be among them, as it ends the others.
+    stalled: BTreeSet<u32>,
+}
+
+/// Compares the reclaim of a load.
+fn compare_churn(threads: usize, brief: bool) -> Result<Threads> {
     let cgroup = limited_cgroup()?;
     let oracle = Oracle::start()?;
     let memtrace = Memtrace::start(&["drsnoop", "--json"]);
     let mut load = Load::churn(memload(), &Churning { threads, brief, ..Churning::new(&cgroup) })?;
-    let pid = load.id();
+    let (pid, workers) = (load.id(), load.workers());
     load.work(&cgroup, HITS)?;
     load.stop()?;
     let memtrace = memtrace.stop();
@@ -56,27 +63,34 @@ fn compare_churn(threads: usize, brief: bool) -> Result<BTreeSet<u32>> {
         );
     }
     println!("{} stalls of the load agree", of_load.len());
-    Ok(of_load.iter().map(|(stall, _)| stall.tid).filter(|&tid| tid != pid).collect())
+    Ok(Threads { workers, stalled: of_load.iter().map(|(stall, _)| stall.tid).collect() })
+}
+
+/// Compares the reclaim of a load whose threads stay.
+fn compare_all_of(threads: usize) -> Result<()> {
+    let Threads { workers, stalled } = compare_churn(threads, false)?;
+    assert_eq!(workers.len(), threads, "threads that work: {workers:?}");
+    let idle: Vec<_> = workers.iter().filter(|&tid| !stalled.contains(tid)).collect();
+    assert!(idle.is_empty(), "{idle:?} of {workers:?} never stalled, but {stalled:?} did");
+    Ok(())
 }
 
 #[test]
 fn threads_that_stay() -> Result<()> {
-    let threads = compare_churn(4, false)?;
-    assert_eq!(threads.len(), 4, "threads that stalled: {threads:?}");
-    Ok(())
+    compare_all_of(4)
 }
 
 #[test]
 fn more_threads_than_cpus_at_once() -> Result<()> {
-    let threads = compare_churn(8, false)?;
-    assert_eq!(threads.len(), 8, "threads that stalled: {threads:?}");
-    Ok(())
+    compare_all_of(8)
 }
 
 #[test]
 fn threads_that_come_and_go() -> Result<()> {
-    let threads = compare_churn(4, true)?;
-    assert!(threads.len() >= 20, "only {} threads stalled: {threads:?}", threads.len());
+    // The workers start the others, and stall for their stacks.
+    let Threads { workers, stalled } = compare_churn(4, true)?;
+    let came = stalled.iter().filter(|tid| !workers.contains(tid)).count();
+    assert!(came >= 20, "only {came} threads stalled: {stalled:?}");
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     cgroup::{Cgroup, TEST},
@@ -54,8 +55,8 @@ pub fn limited_cgroup() -> Result<Cgroup> {
 #[derive(Debug)]
 pub struct Load {
     child: Child,
-    /// Closed to stop the load.
-    stdin: Option<ChildStdin>,
+    /// Takes the word to go.
+    stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
     tids: BTreeSet<u32>,
 }
@@ -112,7 +113,7 @@ impl Load {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {command:?}"))?;
-        let stdin = child.stdin.take();
+        let stdin = child.stdin.take().context("no standard input")?;
         let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
         let mut load = Self { child, stdin, stdout, tids: BTreeSet::new() };
         let mut line = String::new();
@@ -130,14 +131,15 @@ impl Load {
         self.child.id()
     }
 
-    /// The ids of all its threads, those that come and go left out. The main one may stall as well,
-    /// as it starts and ends the others.
+    /// The ids of all threads that it had when it was ready, so those left out that come and go, and
+    /// those that modes other than churn start later. The main one may stall as well, as it ends the
+    /// others.
     #[must_use]
     pub fn tids(&self) -> &BTreeSet<u32> {
         &self.tids
     }
 
-    /// The ids of the threads that work.
+    /// The ids of those of them that work.
     #[must_use]
     pub fn workers(&self) -> Vec<u32> {
         let main = self.id();
@@ -146,8 +148,7 @@ impl Load {
 
     /// Lets it begin.
     pub fn go(&mut self) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("memload was stopped")?;
-        stdin.write_all(b"\n").context("memload is gone")
+        self.stdin.write_all(b"\n").context("memload is gone")
     }
 
     /// Lets it begin and waits until the limit of its cgroup was hit `times` times. How long that
@@ -179,7 +180,7 @@ impl Load {
 
     /// Stops it and waits for its end. Gives what it says that it did.
     pub fn stop(mut self) -> Result<String> {
-        self.stdin = None;
+        kill_process(Pid::from_child(&self.child), Signal::TERM).context("cannot stop memload")?;
         self.finish()
     }
 
