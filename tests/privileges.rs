@@ -39,7 +39,7 @@ fn assert_sees_the_same(mut command: impl FnMut(&[&str]) -> Command) -> Result<(
     let args = ["drsnoop", "--json", "-p", &pid];
     let pair = [Memtrace::start(&args), Memtrace::spawn(&mut command(&args))];
     assert_eq!(ids(pair[1].id())?, [NOBODY; 4], "not run by nobody");
-    load.work(&cgroup, HITS / 2)?;
+    load.work_until_shown(&pair[0], 100, 1)?;
     load.stop()?;
     let [root, nobody] = pair.map(|memtrace| {
         let finished = memtrace.stop();

@@ -198,8 +198,12 @@ impl<'a> Matched<'a> {
         }
     }
 
+    /// Checks that the times of what both saw are within [`Bounds`] of each other.
+    ///
+    /// # Panics
+    /// When they are not.
     #[track_caller]
-    fn assert_times_agree(&self) {
+    pub fn assert_times_agree(&self) {
         let starts = self.pairs.iter().map(|(stall, row)| row.start_ns.abs_diff(stall.begin_ns));
         let ends = self.pairs.iter().map(|(stall, row)| row.end_ns().abs_diff(stall.end_ns));
         let durations = self

@@ -14,14 +14,20 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{
     cgroup::{Cgroup, TEST},
     host::require_guest,
+    rows,
+    run::Memtrace,
     wait::{budget, wait_until},
 };
 
 /// Memory limit of the tests' loads: small, so that few bytes make many stalls.
 pub const LIMIT: u64 = 16 << 20;
 
-/// Hits of the limit that make a thousand stalls and more.
+/// Hits of the limit that make hundreds of stalls. How many differs: a thread hits it more often in
+/// each where reclaim is slow.
 pub const HITS: u64 = 12_000;
+
+/// Memory of a thread that churns: its buffer, and some for its stack and its place in the kernel.
+pub const THREAD_BYTES: u64 = 320 << 10;
 
 /// What a load shall be.
 #[derive(Clone, Debug)]
@@ -160,6 +166,33 @@ impl Load {
         let wanted = cgroup.limit_hits()? + times;
         self.work_until("the load to reach its limit", || {
             cgroup.limit_hits().is_ok_and(|hits| hits >= wanted)
+        })
+    }
+
+    /// Lets it begin and waits until memtrace, as JSON, has shown `count` of its stalls, of so many
+    /// `threads` at least that work.
+    ///
+    /// # Panics
+    /// When the load ends before.
+    #[track_caller]
+    pub fn work_until_shown(
+        &mut self,
+        memtrace: &Memtrace,
+        count: usize,
+        threads: usize,
+    ) -> Result<()> {
+        let (pid, mut next) = (self.id(), count);
+        self.work_until("memtrace to show stalls of the load", || {
+            let lines = memtrace.lines();
+            if lines < next {
+                return false;
+            }
+            // A look at all of them takes long.
+            next = lines + lines / 4 + 1;
+            let mut shown = rows::tids(&memtrace.stdout(), Some(pid));
+            let is_enough = shown.len() >= count;
+            shown.retain(|&tid| tid != pid);
+            is_enough && BTreeSet::from_iter(shown).len() >= threads
         })
     }
 
