@@ -12,10 +12,10 @@ use tests::{
     cgroup::{Cgroup, Hierarchy, Version},
     compare::match_up,
     host::{Mount, require_guest},
-    load::{Churning, HITS, Load, limited_cgroup},
-    oracle::{Mechanism, Oracle},
+    load::{Churning, Load, limited_cgroup},
     rows::{Output, Row},
-    run::{Finished, Memtrace, command},
+    run::{Finished, command},
+    watch::{Watched, watch},
 };
 
 fn memload() -> &'static Path {
@@ -40,15 +40,12 @@ fn compaction(
 ) -> Result<(Vec<Row>, Vec<String>)> {
     let mut load = Load::compact(memload(), 2)?;
     prepare(&load)?;
-    let oracle = Oracle::start()?;
-    let memtrace = Memtrace::start(&[&["compactsnoop", "--json"], args].concat());
     let pid = load.id();
-    load.go()?;
-    load.wait()?;
-    let memtrace = memtrace.stop();
-    let trace = oracle.stop()?;
-    memtrace.assert_success();
-    let Output { rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
+    let watched = watch("compactsnoop", args, |_| {
+        load.go()?;
+        load.wait().map(drop)
+    })?;
+    let Watched { output: Output { rows, summary, histograms: _ }, trace, .. } = watched;
     summary.assert_nothing_lost();
     let rows: Vec<_> = rows.into_iter().filter(|row| row.pid == pid).collect();
     assert!(!rows.is_empty(), "no compaction");
@@ -78,18 +75,13 @@ mod bare {
         const ENOUGH: usize = 20;
         require_bare();
         let mut load = Load::stream(memload())?;
-        let oracle = Oracle::start()?;
-        let memtrace = Memtrace::start(&["drsnoop", "--json"]);
-        load.go()?;
-        tests::wait::wait_until("direct reclaim", || memtrace.stdout().lines().count() > ENOUGH);
-        load.stop()?;
-        let memtrace = memtrace.stop();
-        let trace = oracle.stop()?;
-        memtrace.assert_success();
-        let Output { rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
+        let watched = watch("drsnoop", &[], |memtrace| {
+            load.work_until_shown(memtrace, ENOUGH, 1)?;
+            load.stop().map(drop)
+        })?;
+        watched.matched().assert_same();
+        let Output { rows, summary, histograms: _ } = watched.output;
         summary.assert_nothing_lost();
-        let reclaims = trace.stalls.iter().filter(|stall| stall.mechanism != Mechanism::Compaction);
-        match_up(reclaims, &rows).within(&memtrace).assert_same();
         for row in &rows {
             assert_eq!(row.kind, "direct", "{}", row.value);
             assert_eq!(row.value["target_cgroup"], serde_json::Value::Null, "{}", row.value);
@@ -191,6 +183,7 @@ mod v1 {
     /// Newer kernels can be built without it: those have it for cgroup v2 only.
     #[test]
     fn memory_controller_of_v1() -> Result<()> {
+        const ENOUGH: usize = 50;
         require_no_cgroups()?;
         let v1 = match Mount::with_options("cgroup", c"memory") {
             Err(err) if err.downcast_ref() == Some(&Errno::INVAL) => {
@@ -204,21 +197,14 @@ mod v1 {
         assert!(cgroup.path().starts_with(v1.path()));
         let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
         let pid = load.id();
-        let oracle = Oracle::start()?;
-        let path = cgroup.path().display().to_string();
-        let memtrace = Memtrace::start(&["drsnoop", "--json", "-c", &path]);
-        load.work(&cgroup, HITS / 4)?;
-        load.stop()?;
-        let memtrace = memtrace.stop();
-        let trace = oracle.stop()?;
-        memtrace.assert_success();
-        let Output { rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
-        summary.assert_nothing_lost();
-        assert!(rows.len() >= 50, "only {} stalls", rows.len());
-        let tids: Vec<_> = rows.iter().map(|row| row.tid).collect();
-        let of_load = trace.stalls.iter().filter(|stall| tids.contains(&stall.tid));
-        match_up(of_load, &rows).within(&memtrace).assert_same();
-        for row in &rows {
+        let (path, tids) = (cgroup.path().display().to_string(), load.tids().clone());
+        let watched = watch("drsnoop", &["-c", &path], |memtrace| {
+            load.work_until_shown(memtrace, ENOUGH, 1)?;
+            load.stop().map(drop)
+        })?;
+        watched.output.summary.assert_nothing_lost();
+        watched.matched_of(|stall| tids.contains(&stall.tid)).assert_same();
+        for row in &watched.output.rows {
             assert_eq!((row.kind.as_str(), row.pid), ("memcg", pid), "{}", row.value);
             for key in ["cgroup", "target_cgroup"] {
                 assert_eq!(row.value[key].as_str(), Some(cgroup.name().as_str()), "{}", row.value);

@@ -2,13 +2,13 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader, Read as _},
     path::Path,
     process,
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 use tests::{
     confined::deaf_to_hang_up,
@@ -327,23 +327,61 @@ fn not_by_a_hang_up_that_is_ignored() {
     assert!(finished.stderr.contains("stalls in 2."), "{}", finished.stderr);
 }
 
+/// The line about what no one read: stalls that did not become rows, and bytes of output.
+fn given_up(stderr: &str) -> Option<(u64, usize)> {
+    let line = stderr.lines().last()?.strip_prefix("memtrace: ")?;
+    let (stalls, rest) = line.split_once(" of the stalls and ")?;
+    let (bytes, _) = rest.split_once(" bytes of output given up, as no one read them")?;
+    Some((stalls.parse().ok()?, bytes.parse().ok()?))
+}
+
 /// A reader that does not read keeps memtrace neither from ending in time nor from hearing signals.
+/// Every stall is accounted for: another memtrace, which is read, says how many there were.
 #[test]
 fn beside_a_reader_that_does_not_read() -> Result<()> {
     let cgroup = limited_cgroup()?;
-    let mut load = Load::churn(memload(), &Churning { threads: 4, ..Churning::new(&cgroup) })?;
-    let (memtrace, unread) =
-        Memtrace::start_piped(&["drsnoop", "--json", "-p", &load.id().to_string()]);
+    let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+    let pid = load.id().to_string();
+    let args = ["drsnoop", "--json", "-p", &pid];
+    let witness = Memtrace::start(&args);
+    let (memtrace, mut unread) = Memtrace::start_piped(&args);
     // More than a pipe holds, and where time allows more than memtrace keeps for later as well.
     load.work(&cgroup, if is_guest() { HITS / 2 } else { 4 * HITS })?;
+    // Nothing stalls any more when it is told to end, so both have seen the same.
+    load.stop()?;
     let asked = std::time::Instant::now();
     memtrace.signal(Signal::TERM);
     let finished = memtrace.wait();
     let took = asked.elapsed();
-    load.stop()?;
-    drop(unread);
     assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
     assert!(took < Duration::from_secs(5), "ended {took:?} after SIGTERM");
-    assert!(finished.stderr.contains("given up, as no one read"), "{}", finished.stderr);
+
+    let summary = finished.summary();
+    let witness = witness.stop();
+    witness.assert_success();
+    let Output { rows, summary: all, histograms: _ } = Output::parse(&witness.stdout)?;
+    all.assert_nothing_lost();
+    assert_eq!(summary.stalls + summary.lost, all.stalls, "{}", finished.stderr);
+
+    // What went into the pipe goes on, in the middle of a row as it may be, in what was given up.
+    let mut taken = String::new();
+    unread.read_to_string(&mut taken)?;
+    let (given_up, bytes) = given_up(&finished.stderr).context(finished.stderr.clone())?;
+    let (shown, part) = taken.rsplit_once('\n').context("not one row in the pipe")?;
+    let shown = shown.lines().count();
+    let waiting = rows.len().checked_sub(shown + usize::try_from(given_up + summary.lost)?);
+    let waiting = waiting.with_context(|| format!("{shown} shown, and {}", finished.stderr))?;
+    println!("{shown} stalls shown, {waiting} in {bytes} bytes, {given_up} more given up");
+    // As long as the rows of the other one, but for a digit here and there: not by a row.
+    let lens: Vec<_> = witness.stdout.lines().map(|line| line.len() + 1).collect();
+    let (first, last) = (lens.first().context("no rows")?, lens.last().context("no summary")?);
+    let expected = lens[shown..shown + waiting].iter().sum::<usize>() + last;
+    assert!(
+        expected.abs_diff(part.len() + bytes) < *first,
+        "{waiting} rows and the summary have {expected} bytes, not {} and {bytes}: {}",
+        part.len(),
+        finished.stderr
+    );
+    assert!(is_guest() || given_up > 0, "memtrace kept all of it: {}", finished.stderr);
     Ok(())
 }

@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use rustix::thread::CapabilitySet;
 use tests::{
-    confined::{as_nobody, limit_locked_memory, public_copy, with_bind_mount, without},
+    confined::{
+        as_nobody, limit_locked_memory, public_copy, unlimit_locked_memory, with_bind_mount,
+        without,
+    },
     host::TempDir,
     load::{Churning, HITS, Load, limited_cgroup},
     run::{Finished, Memtrace, binary, command},
@@ -94,7 +97,7 @@ fn two_capabilities_are_enough() -> Result<()> {
         if finished.stderr.contains("ulimit -l unlimited") {
             let mut command = Command::new(&memtrace);
             command.args([subject, "--json", "-p", "1", "-d", "100ms"]);
-            let command = limit_locked_memory(&mut command, None);
+            let command = unlimit_locked_memory(&mut command);
             finished = Finished::of(as_nobody(command, both));
         }
         finished.assert_success();
@@ -179,8 +182,7 @@ fn no_memory_may_be_locked() -> Result<()> {
     let cgroup = limited_cgroup()?;
     let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
     let pid = load.id().to_string();
-    let memtrace =
-        Memtrace::spawn(limit_locked_memory(&mut command(&["drsnoop", "-p", &pid]), Some(0)));
+    let memtrace = Memtrace::spawn(limit_locked_memory(&mut command(&["drsnoop", "-p", &pid]), 0));
     load.work(&cgroup, HITS / 8)?;
     load.stop()?;
     let finished = memtrace.stop();

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use tests::{
     compare::match_up,
     host::{Zone, monotonic_ns, zones},
-    load::{Churning, HITS, Load, limited_cgroup},
+    load::{Churning, Load, limited_cgroup},
     oracle::Oracle,
     rows::{Output, Row, number, signed, string, strings},
     run::Memtrace,
@@ -82,6 +82,7 @@ fn range(numbers: impl Iterator<Item = u64>) -> Range {
 /// A load in a cgroup whose parent has the limit.
 #[test]
 fn of_reclaim() -> Result<()> {
+    const ENOUGH: usize = 50;
     let limited = limited_cgroup()?;
     let payer = limited.child()?;
     let mut load = Load::churn(memload(), &Churning::new(&payer))?;
@@ -89,7 +90,7 @@ fn of_reclaim() -> Result<()> {
     let pid = load.id().to_string();
     let memtrace = Memtrace::start(&["drsnoop", "--json", "-K", "--kind", "memcg", "-p", &pid]);
     let ((), seen) = watch_zones(|| {
-        load.work(&limited, HITS / 4)?;
+        load.work_until_shown(&memtrace, ENOUGH, 1)?;
         load.stop().map(|_| ())
     })?;
     // While the cgroups are still there, so that their paths are.
@@ -98,7 +99,7 @@ fn of_reclaim() -> Result<()> {
     finished.assert_success();
     let Output { rows, summary, histograms: _ } = Output::parse(&finished.stdout)?;
     summary.assert_nothing_lost();
-    assert!(rows.len() >= 50, "only {} stalls", rows.len());
+    assert!(rows.len() >= ENOUGH, "only {} stalls", rows.len());
     assert_eq!(
         summary.unavailable,
         Vec::<String>::new(),

@@ -12,12 +12,13 @@ use tests::{
     compare::match_up,
     host::{NOBODY, is_guest},
     load::{Churning, HITS, Load, limited_cgroup},
-    oracle::{Oracle, Stall},
-    rows::Output,
+    oracle::Stall,
+    rows::{Output, durations_ns},
     run::Memtrace,
+    watch::{Watched, watch},
 };
 
-/// Hits of the limit that make enough stalls to tell a filter by.
+/// Hits of the limit that would make enough stalls to tell a filter by, did it show them.
 const SOME_HITS: u64 = HITS / 8;
 
 /// Name of the threads that are looked for, and a part of it.
@@ -71,20 +72,21 @@ impl Scene {
     }
 
     /// Runs memtrace with a filter, and checks that it shows the stalls of the threads `tids` and
-    /// no others. Gives how many those were.
-    fn check(mut self, args: &[&str], tids: &[u32]) -> Result<usize> {
-        let oracle = Oracle::start()?;
+    /// no others: `enough` of them, or none.
+    fn check(mut self, args: &[&str], tids: &[u32], enough: usize) -> Result<()> {
         self.other.work(&self.other_limited, 1)?;
-        let memtrace = Memtrace::start(&[&["drsnoop", "--json"], args].concat());
-        self.wanted.work(&self.limited, SOME_HITS)?;
         let main = self.wanted.id();
-        self.wanted.stop()?;
-        let memtrace = memtrace.stop();
+        let watched = watch("drsnoop", args, |memtrace| {
+            match enough {
+                0 => self.wanted.work(&self.limited, SOME_HITS)?,
+                enough => self.wanted.work_until_shown(memtrace, 2 * enough, 1)?,
+            }
+            self.wanted.stop().map(drop)
+        })?;
         self.other.stop()?;
-        let trace = oracle.stop()?;
 
-        memtrace.assert_success();
-        let Output { mut rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
+        let Watched { memtrace, output, trace, .. } = watched;
+        let Output { mut rows, summary, histograms: _ } = output;
         summary.assert_nothing_lost();
         assert_eq!(summary.missed_begin, 0, "missed begin, with {args:?}: {summary:?}");
         // The main thread, which has a name of its own, may stall as it ends the others.
@@ -93,17 +95,22 @@ impl Scene {
         let (expected, excluded): (Vec<&Stall>, Vec<&Stall>) =
             stalls.partition(|stall| tids.contains(&stall.tid));
         assert!(excluded.len() >= 10, "only {} stalls to leave out, with {args:?}", excluded.len());
+        assert!(rows.len() >= enough, "only {} stalls shown, with {args:?}", rows.len());
+        assert!(enough > 0 || rows.is_empty(), "{} stalls shown, with {args:?}", rows.len());
         let expected_len = expected.len();
         match_up(expected, &rows).within(&memtrace).assert_same();
         println!("{args:?}: {expected_len} shown, {} left out", excluded.len());
-        Ok(expected_len)
+        Ok(())
     }
 
     /// As [`Scene::check`], of a filter that something passes.
     fn check_some(self, args: &[&str], tids: &[u32]) -> Result<()> {
-        let expected = self.check(args, tids)?;
-        assert!(expected >= 10, "only {expected} stalls to show, with {args:?}");
-        Ok(())
+        self.check(args, tids, 10)
+    }
+
+    /// As [`Scene::check`], of a filter that nothing passes.
+    fn check_none(self, args: &[&str]) -> Result<()> {
+        self.check(args, &[], 0)
     }
 }
 
@@ -242,13 +249,10 @@ fn together() -> Result<()> {
 fn contradicting_each_other() -> Result<()> {
     let scene = Scene::new()?;
     let pid = scene.pid();
-    let shown = scene.check(&["-p", &pid, "-u", "0"], &[])?;
-    assert_eq!(shown, 0);
+    scene.check_none(&["-p", &pid, "-u", "0"])?;
     let scene = Scene::new()?;
     let (path, pid) = (scene.other_limited.path().to_owned(), scene.pid());
-    let shown = scene.check(&["-p", &pid, "-c", text(&path)?], &[])?;
-    assert_eq!(shown, 0);
-    Ok(())
+    scene.check_none(&["-p", &pid, "-c", text(&path)?])
 }
 
 #[test]
@@ -257,24 +261,19 @@ fn by_kind() -> Result<()> {
     let (pid, all) = (scene.pid(), scene.all());
     scene.check_some(&["-p", &pid, "--kind", "direct,memcg"], &all)?;
     let scene = Scene::new()?;
-    let shown = scene.check(&["--kind", "direct,softlimit,node,proactive"], &[])?;
-    assert_eq!(shown, 0);
-    Ok(())
+    scene.check_none(&["--kind", "direct,softlimit,node,proactive"])
 }
 
 #[test]
 fn by_cause() -> Result<()> {
     for (causes, shown) in [("manual,direct", true), ("direct,kcompactd,proactive,other", false)] {
-        let oracle = Oracle::start()?;
-        let memtrace = Memtrace::start(&["compactsnoop", "--json", "--cause", causes]);
         let mut load = Load::compact(memload(), 2)?;
         let pid = load.id();
-        load.go()?;
-        load.wait()?;
-        let memtrace = memtrace.stop();
-        let trace = oracle.stop()?;
-        memtrace.assert_success();
-        let Output { rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
+        let watched = watch("compactsnoop", &["--cause", causes], |_| {
+            load.go()?;
+            load.wait().map(drop)
+        })?;
+        let Watched { output: Output { rows, summary, histograms: _ }, trace, .. } = watched;
         let of_load: Vec<_> = trace.stalls.iter().filter(|stall| stall.tid == pid).collect();
         assert!(!of_load.is_empty(), "the oracle saw no compaction");
         let rows: Vec<_> = rows.iter().filter(|row| row.tid == pid).collect();
@@ -293,17 +292,30 @@ fn by_cause() -> Result<()> {
 /// thread was preempted between the two.
 #[test]
 fn by_latency() -> Result<()> {
+    const ENOUGH: usize = 10;
     let (limit, limit_ns, about_ns, exceptions) = if is_guest() {
         ("1ms", 1_000_000, 500_000, 20)
     } else {
-        ("100us", 100_000, 60_000, u64::MAX)
+        ("100us", 100_000, 60_000, usize::MAX)
     };
     let cgroup = limited_cgroup()?;
     let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
     let pid = load.id().to_string();
     let unfiltered = Memtrace::start(&["drsnoop", "--json", "-p", &pid]);
     let filtered = Memtrace::start(&["drsnoop", "--json", "-p", &pid, "-m", limit]);
-    load.work(&cgroup, HITS)?;
+    let (longest_short_ns, shortest_long_ns) = (limit_ns - about_ns, limit_ns + about_ns);
+    let mut next = 0;
+    load.work_until("stalls that are longer and shorter", || {
+        let lines = unfiltered.lines();
+        if lines < next {
+            return false;
+        }
+        next = lines + 50;
+        let all = durations_ns(&unfiltered.stdout());
+        let long = all.iter().filter(|&&ns| ns >= shortest_long_ns).count();
+        let short = all.iter().filter(|&&ns| ns <= longest_short_ns).count();
+        long >= ENOUGH && short >= ENOUGH
+    })?;
     load.stop()?;
     let (unfiltered, filtered) = (unfiltered.stop(), filtered.stop());
     let unfiltered = Output::parse(&unfiltered.stdout)?;
@@ -322,10 +334,10 @@ fn by_latency() -> Result<()> {
     };
     let (mut long, mut short, mut wrong) = (0, 0, Vec::new());
     for row in &unfiltered.rows {
-        let expected = if row.duration_ns >= limit_ns + about_ns {
+        let expected = if row.duration_ns >= shortest_long_ns {
             long += 1;
             1
-        } else if row.duration_ns + about_ns <= limit_ns {
+        } else if row.duration_ns <= longest_short_ns {
             short += 1;
             0
         } else {
@@ -335,8 +347,8 @@ fn by_latency() -> Result<()> {
             wrong.push(row);
         }
     }
-    assert!(long >= 10 && short >= 10, "{long} long and {short} short stalls");
-    assert!(wrong.len() as u64 <= (long + short) / exceptions, "{} wrong: {wrong:#?}", wrong.len());
+    assert!(long >= ENOUGH && short >= ENOUGH, "{long} long and {short} short stalls");
+    assert!(wrong.len() <= (long + short) / exceptions, "{} wrong: {wrong:#?}", wrong.len());
     println!("{long} long and {short} short stalls");
     Ok(())
 }

@@ -8,45 +8,53 @@ use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Result;
 use tests::{
+    cgroup::{Cgroup, TEST},
     compare::match_up,
     host::zones,
-    load::{Churning, HITS, Load, limited_cgroup},
-    oracle::{Detail, Mechanism, Oracle},
+    load::{Churning, HITS, LIMIT, Load, THREAD_BYTES, limited_cgroup},
+    oracle::Detail,
     rows::Output,
     run::{Finished, Memtrace, command},
+    watch::{Watched, watch},
 };
 
 /// Fewer stalls than this prove nothing.
 const ENOUGH: usize = 500;
 
+/// Where more threads than this want to run, how far two measurements are apart says nothing.
+const MOST_TIMED: usize = 8;
+
 fn memload() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_memload"))
 }
 
-/// Compares the reclaim of a load. Gives the threads that stalled, without the main one, which may
-/// as it ends the others.
-fn compare_churn(threads: usize, brief: bool) -> Result<BTreeSet<u32>> {
-    let cgroup = limited_cgroup()?;
-    let oracle = Oracle::start()?;
-    let memtrace = Memtrace::start(&["drsnoop", "--json"]);
-    let mut load = Load::churn(memload(), &Churning { threads, brief, ..Churning::new(&cgroup) })?;
-    let pid = load.id();
-    load.work(&cgroup, HITS)?;
-    load.stop()?;
-    let memtrace = memtrace.stop();
-    let trace = oracle.stop()?;
+/// The threads of a load.
+struct Threads {
+    /// Those that were there before it began to work, but for the main one.
+    workers: BTreeSet<u32>,
+    /// Those that stalled. The main one may be among them, as it ends the others.
+    stalled: BTreeSet<u32>,
+    /// How many of them were in a stall at the same time.
+    at_once: usize,
+}
 
-    memtrace.assert_success();
-    let Output { rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
-    summary.assert_nothing_lost();
-    assert_eq!(usize::try_from(summary.stalls)?, rows.len(), "stalls of the summary");
-
-    let reclaims = trace.stalls.iter().filter(|stall| stall.mechanism != Mechanism::Compaction);
-    let matched = match_up(reclaims, &rows).within(&memtrace);
-    matched.assert_same();
+/// Compares the reclaim of a load, until it has stalled often `enough`, and so many of its `threads`
+/// have.
+fn compare_churn(what: &Churning<'_>, enough: usize, threads: usize) -> Result<Threads> {
+    let mut load = Load::churn(memload(), what)?;
+    let (pid, workers) = (load.id(), load.workers().into_iter().collect());
+    let watched = watch("drsnoop", &[], |memtrace| {
+        load.work_until_shown(memtrace, enough, threads)?;
+        load.stop().map(drop)
+    })?;
+    watched.assert_same_fields();
+    let matched = watched.matched();
+    if what.threads <= MOST_TIMED {
+        matched.assert_times_agree();
+    }
 
     let of_load: Vec<_> = matched.pairs.iter().filter(|(_, row)| row.pid == pid).collect();
-    assert!(of_load.len() >= ENOUGH, "only {} stalls of the load", of_load.len());
+    assert!(of_load.len() >= enough, "only {} stalls of the load", of_load.len());
     for (_, row) in &of_load {
         assert_eq!(
             (row.kind.as_str(), row.comm.as_str(), row.uid),
@@ -56,50 +64,81 @@ fn compare_churn(threads: usize, brief: bool) -> Result<BTreeSet<u32>> {
         );
     }
     println!("{} stalls of the load agree", of_load.len());
-    Ok(of_load.iter().map(|(stall, _)| stall.tid).filter(|&tid| tid != pid).collect())
+    let stalls: Vec<_> = of_load.iter().map(|(stall, _)| *stall).collect();
+    let begun = |at_ns: u64| stalls.iter().filter(|stall| stall.begin_ns <= at_ns).count();
+    let ended = |at_ns: u64| stalls.iter().filter(|stall| stall.end_ns <= at_ns).count();
+    // There are most of them where one begins.
+    let at_once = stalls.iter().map(|stall| begun(stall.begin_ns) - ended(stall.begin_ns)).max();
+    Ok(Threads {
+        workers,
+        stalled: stalls.iter().map(|stall| stall.tid).collect(),
+        at_once: at_once.unwrap_or_default(),
+    })
 }
 
-#[test]
-fn threads_that_stay() -> Result<()> {
-    let threads = compare_churn(4, false)?;
-    assert_eq!(threads.len(), 4, "threads that stalled: {threads:?}");
+/// Compares the reclaim of a load whose threads stay.
+fn compare_all_of(threads: usize) -> Result<()> {
+    let cgroup = limited_cgroup()?;
+    let what = Churning { threads, ..Churning::new(&cgroup) };
+    let Threads { workers, stalled, at_once: _ } = compare_churn(&what, ENOUGH, threads)?;
+    assert_eq!(workers.len(), threads, "threads that work: {workers:?}");
+    let idle: Vec<_> = workers.difference(&stalled).collect();
+    assert!(idle.is_empty(), "{idle:?} of {workers:?} never stalled, but {stalled:?} did");
     Ok(())
 }
 
 #[test]
+fn threads_that_stay() -> Result<()> {
+    compare_all_of(4)
+}
+
+#[test]
 fn more_threads_than_cpus_at_once() -> Result<()> {
-    let threads = compare_churn(8, false)?;
-    assert_eq!(threads.len(), 8, "threads that stalled: {threads:?}");
+    compare_all_of(8)
+}
+
+/// Most of them stall within moments, and at the same time. The last ones may have to wait for their
+/// turn on a CPU, while the others stall again and again.
+#[test]
+fn two_hundred_threads() -> Result<()> {
+    const THREADS: usize = 200;
+    const MOST: usize = 150;
+    // Where reclaim takes microseconds, few are in it at the same time; in a guest most are.
+    const AT_ONCE: usize = 4;
+    let cgroup = Cgroup::limited(TEST, LIMIT + THREADS as u64 * THREAD_BYTES)?;
+    let what = Churning { threads: THREADS, ..Churning::new(&cgroup) };
+    let Threads { workers, stalled, at_once } = compare_churn(&what, MOST, MOST)?;
+    let count = workers.intersection(&stalled).count();
+    assert!(count >= MOST, "only {count} of {} threads stalled", workers.len());
+    println!("{at_once} of {count} stalled at once");
+    assert!(at_once >= AT_ONCE, "never more than {at_once} of {count} stalled at once");
     Ok(())
 }
 
 #[test]
 fn threads_that_come_and_go() -> Result<()> {
-    let threads = compare_churn(4, true)?;
-    assert!(threads.len() >= 20, "only {} threads stalled: {threads:?}", threads.len());
+    const MANY: usize = 20;
+    let cgroup = limited_cgroup()?;
+    let what = Churning { brief: true, ..Churning::new(&cgroup) };
+    let Threads { workers, stalled, at_once: _ } =
+        compare_churn(&what, ENOUGH, MANY + what.threads)?;
+    let came = stalled.difference(&workers).count();
+    assert!(came >= MANY, "only {came} threads stalled: {stalled:?}");
     Ok(())
 }
 
 #[test]
 fn manual_compaction() -> Result<()> {
     const TIMES: usize = 3;
-    let oracle = Oracle::start()?;
-    let memtrace = Memtrace::start(&["compactsnoop", "--json"]);
     let mut load = Load::compact(memload(), u32::try_from(TIMES)?)?;
     let pid = load.id();
-    load.go()?;
-    load.wait()?;
-    let memtrace = memtrace.stop();
-    let trace = oracle.stop()?;
-
-    memtrace.assert_success();
-    let Output { rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
-    summary.assert_nothing_lost();
-    assert_eq!(usize::try_from(summary.stalls)?, rows.len(), "stalls of the summary");
-
-    let compactions = trace.stalls.iter().filter(|stall| stall.mechanism == Mechanism::Compaction);
-    let matched = match_up(compactions, &rows).within(&memtrace);
-    matched.assert_same();
+    let watched = watch("compactsnoop", &[], |_| {
+        load.go()?;
+        load.wait().map(drop)
+    })?;
+    watched.assert_same_fields();
+    let matched = watched.matched();
+    matched.assert_times_agree();
 
     let of_load: Vec<_> = matched.pairs.iter().filter(|(_, row)| row.pid == pid).collect();
     // Some kernels pass zones by without touching them, and how many zones there are depends on the
@@ -144,27 +183,23 @@ fn proactive_reclaim() -> Result<()> {
         return Ok(());
     }
     let cgroup = limited_cgroup()?;
-    let oracle = Oracle::start()?;
-    let memtrace = Memtrace::start(&["drsnoop", "--json", "--kind", "proactive"]);
     let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
-    load.work(&cgroup, HITS / 10)?;
     let asked = cgroup.has_reclaim_file();
-    if asked {
-        cgroup.reclaim(tests::load::LIMIT / 4)?;
-    }
-    load.stop()?;
-    let memtrace = memtrace.stop();
-    let trace = oracle.stop()?;
-
-    memtrace.assert_success();
-    let Output { rows, summary, histograms: _ } = Output::parse(&memtrace.stdout)?;
+    let watched = watch("drsnoop", &["--kind", "proactive"], |_| {
+        load.work(&cgroup, HITS / 10)?;
+        if asked {
+            cgroup.reclaim(LIMIT / 4)?;
+        }
+        load.stop().map(drop)
+    })?;
+    let Watched { output: Output { rows, summary, histograms: _ }, trace, .. } = &watched;
     assert!(trace.stalls.len() >= 10, "only {} stalls, none of which to show", trace.stalls.len());
     assert_eq!(
         summary.stalls > 0,
         asked,
         "proactive reclaims in {summary:?}, with a write to memory.reclaim: {asked}"
     );
-    for row in &rows {
+    for row in rows {
         assert_eq!(
             (row.kind.as_str(), row.pid),
             ("proactive", std::process::id()),
@@ -172,7 +207,7 @@ fn proactive_reclaim() -> Result<()> {
             row.value
         );
     }
-    let matched = match_up(&trace.stalls, &rows);
+    let matched = match_up(&trace.stalls, rows);
     matched.assert_none_extra();
     matched.assert_pairs_agree();
     Ok(())

@@ -1,85 +1,34 @@
 //! What memtrace may do, and what is left of it once it traces. Without any tool of the host, so that
 //! it runs in a guest as well.
 
-use std::{
-    fs, io,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::{
-    fs::XattrFlags,
-    process::{Resource, Rlimit, setrlimit},
-    thread::{
-        CapabilitySet, CapabilitySets, configure_capability_in_ambient_set, set_capabilities,
-        set_keep_capabilities,
-    },
-};
+use rustix::{fs::XattrFlags, thread::CapabilitySet};
 use tests::{
-    host::{NOBODY, TempDir},
+    confined::{as_nobody, public_copy, unlimit_locked_memory},
+    host::NOBODY,
     load::{Churning, HITS, Load, limited_cgroup},
     rows::{Output, Row, assert_same},
-    run::{Finished, Memtrace, binary},
+    run::{Finished, Memtrace},
 };
 
 /// What README says that memtrace needs.
 const NEEDED: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::PERFMON);
 
-const UNLIMITED: Rlimit = Rlimit { current: None, maximum: None };
-
 fn memload() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_memload"))
 }
 
-/// A copy of memtrace that every user may run, wherever it was built.
-fn public_copy() -> Result<(TempDir, PathBuf)> {
-    let dir = TempDir::new()?;
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-    let path = dir.path().join("memtrace");
-    fs::copy(binary(), &path).context("cannot copy memtrace")?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok((dir, path))
-}
-
-/// memtrace as an ordinary user with no capabilities but these.
-fn as_nobody(memtrace: &Path, capabilities: CapabilitySet, args: &[&str]) -> Command {
+/// memtrace as an ordinary user with no capabilities but these, and with the memory to lock that
+/// kernels before 5.11 want for eBPF.
+fn by_nobody(memtrace: &Path, capabilities: CapabilitySet, args: &[&str]) -> Command {
     let mut command = Command::new(memtrace);
     command.args(args);
-    let become_nobody = move || become_nobody(capabilities);
-    // SAFETY: the closure makes system calls only, and allocates nothing.
-    unsafe { command.pre_exec(become_nobody) };
+    // In this order: it takes root to raise the limit.
+    unlimit_locked_memory(&mut command);
+    as_nobody(&mut command, capabilities);
     command
-}
-
-fn become_nobody(capabilities: CapabilitySet) -> io::Result<()> {
-    // Kernels before 5.11 want it for the memory of eBPF. Where it is refused, the kernel is newer.
-    let _raised: rustix::io::Result<()> = setrlimit(Resource::Memlock, UNLIMITED);
-    set_keep_capabilities(true)?;
-    // SAFETY: the call reads no list, as that is empty.
-    let done = unsafe { libc::setgroups(0, std::ptr::null()) };
-    check(done)?;
-    // SAFETY: the call takes numbers only.
-    let done = unsafe { libc::setresgid(NOBODY, NOBODY, NOBODY) };
-    check(done)?;
-    // SAFETY: as above.
-    let done = unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) };
-    check(done)?;
-    let sets = CapabilitySets {
-        effective: capabilities,
-        permitted: capabilities,
-        inheritable: capabilities,
-    };
-    set_capabilities(None, sets)?;
-    for capability in capabilities {
-        configure_capability_in_ambient_set(capability, true)?;
-    }
-    Ok(())
-}
-
-fn check(done: libc::c_int) -> io::Result<()> {
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Traces a load as root and, by `command`, as someone else at the same time.
@@ -90,7 +39,7 @@ fn assert_sees_the_same(mut command: impl FnMut(&[&str]) -> Command) -> Result<(
     let args = ["drsnoop", "--json", "-p", &pid];
     let pair = [Memtrace::start(&args), Memtrace::spawn(&mut command(&args))];
     assert_eq!(ids(pair[1].id())?, [NOBODY; 4], "not run by nobody");
-    load.work(&cgroup, HITS / 2)?;
+    load.work_until_shown(&pair[0], 100, 1)?;
     load.stop()?;
     let [root, nobody] = pair.map(|memtrace| {
         let finished = memtrace.stop();
@@ -109,14 +58,14 @@ fn assert_sees_the_same(mut command: impl FnMut(&[&str]) -> Command) -> Result<(
 #[test]
 fn two_capabilities_see_what_root_sees() -> Result<()> {
     let (_dir, memtrace) = public_copy()?;
-    assert_sees_the_same(|args| as_nobody(&memtrace, NEEDED, args))
+    assert_sees_the_same(|args| by_nobody(&memtrace, NEEDED, args))
 }
 
 #[test]
 fn two_capabilities_of_the_file_see_what_root_sees() -> Result<()> {
     let (_dir, memtrace) = public_copy()?;
     grant(&memtrace, NEEDED)?;
-    assert_sees_the_same(|args| as_nobody(&memtrace, CapabilitySet::empty(), args))
+    assert_sees_the_same(|args| by_nobody(&memtrace, CapabilitySet::empty(), args))
 }
 
 /// Does what setcap(8) does with `=ep`.
@@ -136,7 +85,7 @@ fn grant(file: &Path, capabilities: CapabilitySet) -> Result<()> {
 fn compaction_needs_no_more() -> Result<()> {
     let (_dir, memtrace) = public_copy()?;
     let args = ["compactsnoop", "--json", "-e", "-K", "-d", "100ms"];
-    Finished::of(&mut as_nobody(&memtrace, NEEDED, &args)).assert_success();
+    Finished::of(&mut by_nobody(&memtrace, NEEDED, &args)).assert_success();
     Ok(())
 }
 
@@ -148,7 +97,7 @@ fn what_is_missing_is_named() -> Result<()> {
         (CapabilitySet::PERFMON, "lacks CAP_BPF;"),
         (CapabilitySet::BPF, "lacks CAP_PERFMON;"),
     ] {
-        let finished = Finished::of(&mut as_nobody(&memtrace, given, &["drsnoop"]));
+        let finished = Finished::of(&mut by_nobody(&memtrace, given, &["drsnoop"]));
         assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
         assert!(finished.stderr.contains(missing), "`{}`", finished.stderr);
         assert_eq!(finished.stderr.lines().count(), 1, "`{}`", finished.stderr);
@@ -201,7 +150,7 @@ fn what_is_not_needed_any_more_is_given_up() -> Result<()> {
 
     let (_dir, path) = public_copy()?;
     let more = NEEDED | CapabilitySet::SYSLOG | CapabilitySet::DAC_READ_SEARCH;
-    let memtrace = Memtrace::spawn(&mut as_nobody(&path, more, &["compactsnoop", "-K"]));
+    let memtrace = Memtrace::spawn(&mut by_nobody(&path, more, &["compactsnoop", "-K"]));
     assert_gave_up(&memtrace, CapabilitySet::empty())?;
     memtrace.stop().assert_success();
     Ok(())

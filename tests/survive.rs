@@ -22,16 +22,14 @@ use rustix::{
 use tests::{
     cgroup::{Cgroup, TEST},
     host::{TempDir, is_guest},
-    load::{Churning, HITS, Load, limited_cgroup},
-    rows::{Output, assert_same},
+    load::{Churning, HITS, Load, THREAD_BYTES, limited_cgroup},
+    rows::{Output, assert_same, tids},
     run::{Finished, Memtrace, command},
     wait::wait_until,
 };
 
 /// Most threads of one load.
 const THREADS: usize = 250;
-/// Memory of a thread of a load: its buffer, and some for its stack and its place in the kernel.
-const THREAD_BYTES: u64 = 320 << 10;
 /// Page cache that is left to a thousand threads.
 const CACHE_BYTES: u64 = 32 << 20;
 
@@ -67,10 +65,9 @@ fn crowd(threads: usize) -> Result<(Cgroup, Vec<Load>, String)> {
     Ok((cgroup, loads, pids.join(",")))
 }
 
-/// The threads in JSON that is still being written.
-fn tids(text: &str) -> BTreeSet<&str> {
-    let rows = text.lines().filter_map(|line| line.split_once("\"tid\":"));
-    rows.filter_map(|(_, rest)| rest.split(',').next()).collect()
+/// How many threads there are in JSON that is still being written.
+fn threads(text: &str) -> usize {
+    BTreeSet::from_iter(tids(text, None)).len()
 }
 
 #[test]
@@ -90,7 +87,7 @@ fn a_thousand_threads_take_ten_mib() -> Result<()> {
             return false;
         }
         next_look = hits + HITS;
-        [json.stdout(), histograms.stdout()].iter().all(|output| tids(output).len() >= 900)
+        [json.stdout(), histograms.stdout()].iter().all(|output| threads(output) >= 900)
     });
     assert_peak(&rows, "rows", 10)?;
     assert_peak(&json, "JSON", 10)?;
@@ -167,7 +164,7 @@ fn ten_thousand_threads_that_came_and_went_take_sixteen_mib() -> Result<()> {
     for swarm in &mut swarms {
         wait_until("thousands of processes to come and go", || swarm.has_ended());
     }
-    let seen = tids(&rows.stdout()).len();
+    let seen = threads(&rows.stdout());
     assert!(seen >= 10_000, "only {seen} threads stalled");
     let shown = || histograms.stdout().contains("other = ");
     wait_until("more threads than are told apart", shown);
@@ -210,7 +207,7 @@ fn it_asks_for_no_page_and_makes_no_stall_of_its_own() -> Result<()> {
     load.stop()?;
     let finished = observed.stop();
     finished.assert_success();
-    assert!(finished.summary().stalls >= 100, "there was nothing to see: {}", finished.stderr);
+    assert!(finished.summary().stalls >= 50, "there was nothing to see: {}", finished.stderr);
     Ok(())
 }
 
@@ -304,11 +301,12 @@ fn many_runs_leave_nothing() -> Result<()> {
 
 #[test]
 fn two_at_once_see_the_same() -> Result<()> {
+    const ENOUGH: usize = 200;
     let cgroup = limited_cgroup()?;
     let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
     let pid = load.id().to_string();
     let pair = [(); 2].map(|()| Memtrace::start(&["drsnoop", "--json", "-p", &pid]));
-    load.work(&cgroup, HITS)?;
+    load.work_until_shown(&pair[0], ENOUGH, 1)?;
     load.stop()?;
     let [one, other] = pair.map(|memtrace| {
         let finished = memtrace.stop();
@@ -316,7 +314,7 @@ fn two_at_once_see_the_same() -> Result<()> {
         Output::parse(&finished.stdout)
     });
     let (one, other) = (one?, other?);
-    assert!(one.rows.len() >= 100, "only {} stalls", one.rows.len());
+    assert!(one.rows.len() >= ENOUGH, "only {} stalls", one.rows.len());
     assert_same(&one, &other);
     Ok(())
 }

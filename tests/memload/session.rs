@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
 };
 
 use anyhow::{Context as _, Result};
@@ -56,18 +55,13 @@ impl Session {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Waits until the test says go, or is gone. From then on the end of the input means to stop.
+    /// Waits until the test says go, or is gone. No thread is started to listen on: it would stall as
+    /// those of the load do, and nobody would have asked it to. The test stops the load by a signal.
     pub fn hold(&self) -> Result<()> {
         say("ready")?;
         if io::stdin().read(&mut [0]).context("cannot read the word to go")? == 0 {
             self.stop.store(true, Ordering::Relaxed);
         }
-        let stop = Arc::clone(&self.stop);
-        thread::spawn(move || {
-            // Ends at the end of the input, whatever is read before.
-            let _read: io::Result<u64> = io::copy(&mut io::stdin(), &mut io::sink());
-            stop.store(true, Ordering::Relaxed);
-        });
         Ok(())
     }
 

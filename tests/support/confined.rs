@@ -5,8 +5,9 @@
 
 use std::{
     ffi::CString,
-    fs, io,
-    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    fs::{self, Permissions},
+    io,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -81,11 +82,22 @@ fn private_mounts() -> io::Result<()> {
     Ok(rustix::mount::mount_change(c"/", all)?)
 }
 
-/// Runs `command` with so many bytes of memory that it may lock, or as many as it likes.
-pub fn limit_locked_memory(command: &mut Command, bytes: Option<u64>) -> &mut Command {
+/// Runs `command` with so many bytes of memory that it may lock.
+pub fn limit_locked_memory(command: &mut Command, bytes: u64) -> &mut Command {
     before_exec(command, move || {
-        let limit = Rlimit { current: bytes, maximum: bytes };
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
         Ok(rustix::process::setrlimit(Resource::Memlock, limit)?)
+    })
+}
+
+/// Runs `command` with no limit to the memory that it may lock, if root may say so: where it has not
+/// all capabilities, as in a container, the limit stays.
+pub fn unlimit_locked_memory(command: &mut Command) -> &mut Command {
+    before_exec(command, || {
+        let unlimited = Rlimit { current: None, maximum: None };
+        let _raised: rustix::io::Result<()> =
+            rustix::process::setrlimit(Resource::Memlock, unlimited);
+        Ok(())
     })
 }
 
@@ -100,10 +112,14 @@ pub fn deaf_to_hang_up(command: &mut Command) -> &mut Command {
     })
 }
 
-/// A copy of memtrace that every user may run, wherever it was built.
+/// A copy of memtrace that every user may run, wherever it was built and whatever the umask is.
 pub fn public_copy() -> Result<(TempDir, PathBuf)> {
     let dir = TempDir::new()?;
     let path = dir.path().join("memtrace");
     fs::copy(binary(), &path).context("cannot copy memtrace")?;
+    for path in [dir.path(), &path] {
+        fs::set_permissions(path, Permissions::from_mode(0o755))
+            .context("cannot let every user run memtrace")?;
+    }
     Ok((dir, path))
 }

@@ -5,7 +5,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result};
@@ -34,6 +37,19 @@ pub fn require_guest() {
         is_guest(),
         "this test ruins the machine that it runs on: run it with `cargo xtask guest`"
     );
+}
+
+/// Whether a thread can be preempted while it runs what is attached to a tracepoint: since 7.0 SRCU
+/// guards tracepoints, where preemption was disabled before. By the names in the kernel's BTF: earlier
+/// kernels have that SRCU as well, but not the type that came with the change.
+#[must_use]
+pub fn has_preemptible_tracepoints() -> bool {
+    static HAS: LazyLock<bool> = LazyLock::new(|| {
+        let btf = fs::read("/sys/kernel/btf/vmlinux").unwrap_or_default();
+        let has = |name: &[u8]| btf.split(|&byte| byte == 0).any(|known| known == name);
+        has(b"tracepoint_srcu_srcu_data") && has(b"tracepoint_ext")
+    });
+    *HAS
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of memtrace and of the oracle.

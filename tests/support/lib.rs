@@ -24,3 +24,4 @@ pub mod until;
 pub mod victim;
 pub mod vmstat;
 pub mod wait;
+pub mod watch;

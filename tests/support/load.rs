@@ -9,18 +9,25 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     cgroup::{Cgroup, TEST},
     host::require_guest,
+    rows,
+    run::Memtrace,
     wait::{budget, wait_until},
 };
 
 /// Memory limit of the tests' loads: small, so that few bytes make many stalls.
 pub const LIMIT: u64 = 16 << 20;
 
-/// Hits of the limit that make a thousand stalls and more.
+/// Hits of the limit that make hundreds of stalls. How many differs: a thread hits it more often in
+/// each where reclaim is slow.
 pub const HITS: u64 = 12_000;
+
+/// Memory of a thread that churns: its buffer, and some for its stack and its place in the kernel.
+pub const THREAD_BYTES: u64 = 320 << 10;
 
 /// What a load shall be.
 #[derive(Clone, Debug)]
@@ -54,8 +61,8 @@ pub fn limited_cgroup() -> Result<Cgroup> {
 #[derive(Debug)]
 pub struct Load {
     child: Child,
-    /// Closed to stop the load.
-    stdin: Option<ChildStdin>,
+    /// Takes the word to go.
+    stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
     tids: BTreeSet<u32>,
 }
@@ -112,7 +119,7 @@ impl Load {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {command:?}"))?;
-        let stdin = child.stdin.take();
+        let stdin = child.stdin.take().context("no standard input")?;
         let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
         let mut load = Self { child, stdin, stdout, tids: BTreeSet::new() };
         let mut line = String::new();
@@ -130,14 +137,15 @@ impl Load {
         self.child.id()
     }
 
-    /// The ids of all its threads, those that come and go left out. The main one may stall as well,
-    /// as it starts and ends the others.
+    /// The ids of all threads that it had when it was ready, so those left out that come and go, and
+    /// those that modes other than churn start later. The main one may stall as well, as it ends the
+    /// others.
     #[must_use]
     pub fn tids(&self) -> &BTreeSet<u32> {
         &self.tids
     }
 
-    /// The ids of the threads that work.
+    /// The ids of those of them that work.
     #[must_use]
     pub fn workers(&self) -> Vec<u32> {
         let main = self.id();
@@ -146,8 +154,7 @@ impl Load {
 
     /// Lets it begin.
     pub fn go(&mut self) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("memload was stopped")?;
-        stdin.write_all(b"\n").context("memload is gone")
+        self.stdin.write_all(b"\n").context("memload is gone")
     }
 
     /// Lets it begin and waits until the limit of its cgroup was hit `times` times. How long that
@@ -159,6 +166,33 @@ impl Load {
         let wanted = cgroup.limit_hits()? + times;
         self.work_until("the load to reach its limit", || {
             cgroup.limit_hits().is_ok_and(|hits| hits >= wanted)
+        })
+    }
+
+    /// Lets it begin and waits until memtrace, as JSON, has shown `count` of its stalls, of so many
+    /// `threads` at least that work.
+    ///
+    /// # Panics
+    /// When the load ends before.
+    #[track_caller]
+    pub fn work_until_shown(
+        &mut self,
+        memtrace: &Memtrace,
+        count: usize,
+        threads: usize,
+    ) -> Result<()> {
+        let (pid, mut next) = (self.id(), count);
+        self.work_until("memtrace to show stalls of the load", || {
+            let lines = memtrace.lines();
+            if lines < next {
+                return false;
+            }
+            // A look at all of them takes long.
+            next = lines + lines / 4 + 1;
+            let mut shown = rows::tids(&memtrace.stdout(), Some(pid));
+            let is_enough = shown.len() >= count;
+            shown.retain(|&tid| tid != pid);
+            is_enough && BTreeSet::from_iter(shown).len() >= threads
         })
     }
 
@@ -179,7 +213,7 @@ impl Load {
 
     /// Stops it and waits for its end. Gives what it says that it did.
     pub fn stop(mut self) -> Result<String> {
-        self.stdin = None;
+        kill_process(Pid::from_child(&self.child), Signal::TERM).context("cannot stop memload")?;
         self.finish()
     }
 

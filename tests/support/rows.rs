@@ -1,5 +1,7 @@
 //! memtrace's JSON output, read back.
 
+use std::str::FromStr;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
@@ -117,6 +119,28 @@ impl Output {
         }
         Ok(Self { rows, histograms, summary: summary.context("no summary at the end")? })
     }
+}
+
+/// The threads in JSON that is still being written, of stalls of process `pid` or of all.
+#[must_use]
+pub fn tids(text: &str, pid: Option<u32>) -> Vec<u32> {
+    let pid = pid.map(|pid| format!("\"pid\":{pid},"));
+    let is_of_pid = |line: &&str| pid.as_ref().is_none_or(|pid| line.contains(pid));
+    numbers(text.lines().filter(is_of_pid), "tid")
+}
+
+/// How long the stalls lasted, in nanoseconds, in JSON that is still being written.
+#[must_use]
+pub fn durations_ns(text: &str) -> Vec<u64> {
+    numbers(text.lines(), "duration_ns")
+}
+
+/// The numbers under `key`, without reading the rest: there may be much of it, and to be read often.
+fn numbers<'a, T: FromStr>(lines: impl Iterator<Item = &'a str>, key: &str) -> Vec<T> {
+    let key = format!("\"{key}\":");
+    // A line that is not whole may end in half a number.
+    let number = |line: &str| line.split_once(&key)?.1.split_once(',')?.0.parse().ok();
+    lines.filter_map(number).collect()
 }
 
 /// Checks that two that traced the same load saw the same stalls of each thread in the same order,

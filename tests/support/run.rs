@@ -6,7 +6,10 @@ use std::{
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::PathBuf,
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -198,6 +201,12 @@ impl Memtrace {
         self.stdout.text()
     }
 
+    /// How many lines that is.
+    #[must_use]
+    pub fn lines(&self) -> usize {
+        self.stdout.lines.load(Ordering::Relaxed)
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics
@@ -256,15 +265,16 @@ impl Finished {
         Memtrace::spawn_unattached(command).wait()
     }
 
-    /// The summary for people: the last line on stderr.
+    /// The summary for people: the last line on stderr, but for one on what was given up.
     ///
     /// # Panics
     /// When there is none.
     #[must_use]
     #[track_caller]
     pub fn summary(&self) -> Counts {
-        let line = self.stderr.lines().last().unwrap_or_default();
-        Counts::parse(line).unwrap_or_else(|| panic!("no summary at the end of: {}", self.stderr))
+        let mut last = self.stderr.lines().rev().take(2);
+        let counts = last.find_map(Counts::parse);
+        counts.unwrap_or_else(|| panic!("no summary at the end of: {}", self.stderr))
     }
 
     /// How long it traced, at least.
@@ -325,6 +335,8 @@ fn pid(raw: u32) -> Pid {
 #[derive(Debug)]
 struct Collector {
     bytes: Arc<Mutex<Vec<u8>>>,
+    /// How many lines have come.
+    lines: Arc<AtomicUsize>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -332,6 +344,8 @@ impl Collector {
     fn new(pipe: Option<impl Read + Send + 'static>) -> Self {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&bytes);
+        let lines = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&lines);
         let reader = pipe.map(|mut pipe| {
             thread::spawn(move || {
                 let mut buffer = vec![0; 1 << 16];
@@ -339,10 +353,12 @@ impl Collector {
                     sink.lock()
                         .unwrap_or_else(PoisonError::into_inner)
                         .extend_from_slice(&buffer[..len]);
+                    let ends = buffer[..len].iter().filter(|&&byte| byte == b'\n');
+                    counted.fetch_add(ends.count(), Ordering::Relaxed);
                 }
             })
         });
-        Self { bytes, reader }
+        Self { bytes, lines, reader }
     }
 
     fn text(&self) -> String {

@@ -39,6 +39,11 @@ impl Tally {
         self.failures.extend(other.failures);
     }
 
+    /// Whether no test ran.
+    pub fn is_empty(&self) -> bool {
+        self.passed + self.failed == 0
+    }
+
     /// In one line, with how long it took.
     pub fn shown(&self, took: Duration) -> impl fmt::Display + use<> {
         let Self { passed, failed, .. } = self;

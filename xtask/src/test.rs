@@ -36,17 +36,22 @@ pub fn run(test: &Test) -> Result<()> {
     commands::build(Profile::Release)?;
     let programs = programs::build(workspace)?;
 
-    let mut failures = Vec::new();
+    let (mut lines, mut failures) = (Vec::new(), Vec::new());
+    let (start, mut tally) = (Instant::now(), Tally::default());
     // In the dev profile, which is quick to build. Always of the same packages: another choice has other features.
-    for targets in [&["--lib", "--bins"][..], &["--doc"]] {
+    for (what, targets) in [("units", &["--lib", "--bins"][..]), ("documentation", &["--doc"])] {
         let mut cargo = process::cargo();
         cargo.current_dir(workspace).args(["test", "--no-fail-fast"]).args(targets);
-        let result = process::run(cargo.arg("--").args(&test.filters));
-        failures.extend(result.err().map(|err| format!("error: {err:#}")));
+        let (succeeded, results) = run_tests(what, cargo.arg("--").args(&test.filters))?;
+        tally.add(results);
+        if !succeeded {
+            failures.push(format!("error: `{}` failed", process::shown(&cargo)));
+        }
     }
+    let mut is_empty = tally.is_empty();
+    lines.push(format!("units: {}", tally.shown(start.elapsed())));
 
-    let start = Instant::now();
-    let (mut lines, mut tally) = (Vec::new(), Tally::default());
+    let (start, mut tally) = (Instant::now(), Tally::default());
     for program in programs.iter().filter(|program| program.kind == Kind::Test) {
         if !test.filters.is_empty() && program.tests(&test.filters)?.is_empty() {
             continue;
@@ -57,11 +62,13 @@ pub fn run(test: &Test) -> Result<()> {
             failures.push(format!("error: `{}` failed", program.name));
         }
     }
+    is_empty &= tally.is_empty();
     lines.push(format!("this machine: {}", tally.shown(start.elapsed())));
 
     if !test.no_guests {
         let work = Work::Tests(&test.filters);
         for outcome in guest::run(&[guest::ALL.to_owned()], &test.options, &programs, &work)? {
+            is_empty &= outcome.tally.is_empty();
             let line = outcome.line(true);
             if matches!(outcome.status, Ok(0)) { lines.push(line) } else { failures.push(line) }
         }
@@ -70,21 +77,36 @@ pub fn run(test: &Test) -> Result<()> {
     if !failures.is_empty() {
         bail!("tests have failed");
     }
+    if is_empty {
+        let names = test.filters.join("`, `");
+        let guests = if test.no_guests { " and runs outside of guests" } else { "" };
+        bail!(
+            "there is no test whose name contains `{names}`{guests}: a file's name is none, give a function's or module's"
+        );
+    }
     Ok(())
 }
 
 /// Runs integration tests as root on the running kernel, on the memtrace that is shipped. Gives whether all passed.
 fn run_here(program: &Program, filters: &[String]) -> Result<(bool, Tally)> {
-    let output = Output::new(None);
-    output.copy(&mut format!("{PROGRAM}{}\n", program.name).as_bytes());
     let memtrace = format!("{MEMTRACE_BIN}={}", commands::release_binary()?.display());
     let mut command: Command =
         process::as_root(["env".as_ref(), memtrace.as_ref(), program.path.as_os_str()])?;
     // They share one kernel, and each would see the stalls of another.
-    command.arg("--test-threads=1").args(filters).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child =
-        command.spawn().with_context(|| format!("cannot run `{}`", process::shown(&command)))?;
+    command.arg("--test-threads=1").args(filters);
+    run_tests(&program.name, &mut command)
+}
+
+/// Runs a command that runs tests, after a line that says which. Gives whether all passed.
+fn run_tests(what: &str, command: &mut Command) -> Result<(bool, Tally)> {
+    let output = Output::new(None);
+    output.copy(&mut format!("{PROGRAM}{what}\n").as_bytes());
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{}`", process::shown(command)))?;
     output.copy(&mut child.stdout.take().context("no standard output")?);
-    let status = child.wait().context("cannot await a test program")?;
+    let status = child.wait().context("cannot await tests")?;
     Ok((status.success(), output.into_tally()))
 }

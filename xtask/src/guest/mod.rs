@@ -123,6 +123,8 @@ pub fn run(
     if boots.is_empty() {
         return Ok(Vec::new());
     }
+    // What is asked for by name runs wherever it can.
+    let is_all = kernels == [ALL] && matches!(work, Work::Tests([]));
     let kernels = Kernel::parse(kernels)?;
     // Not where temporary files usually are, which may be memory.
     let scratch = tempfile::Builder::new().prefix("memtrace-guest-").tempdir_in("/var/tmp");
@@ -139,9 +141,20 @@ pub fn run(
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot await signals")?;
     }
-    // The first boot takes longest.
-    let guests: Vec<_> =
-        boots.iter().flat_map(|boot| kernels.iter().map(move |kernel| (kernel, *boot))).collect();
+    let count = kernels.len();
+    let has_boot = |index: usize, boot: Boot| {
+        let is_between = is_all && index > 0 && index + 1 < count;
+        boot != if is_between { boots::USUAL } else { boots::BETWEEN }
+    };
+    // Those that take longest come first.
+    let guests: Vec<_> = boots
+        .iter()
+        .flat_map(|&boot| {
+            kernels.iter().enumerate().map(move |(index, kernel)| (index, kernel, boot))
+        })
+        .filter(|&(index, _, boot)| has_boot(index, boot))
+        .map(|(_, kernel, boot)| (kernel, boot))
+        .collect();
     let outcomes = in_parallel(options.jobs, &guests, |&(kernel, boot)| {
         let machine = Machine {
             vmlinuz: &kernel.kernel.vmlinuz,
@@ -151,7 +164,7 @@ pub fn run(
             append: &words(boot, &options.append),
             time_limit: Duration::from_mins(options.time_limit),
         };
-        let name = if boot == boots::USUAL {
+        let name = if [boots::USUAL, boots::BETWEEN].contains(&boot) {
             kernel.name.clone()
         } else {
             format!("{} {}", kernel.name, boot.name)
