@@ -1,0 +1,137 @@
+//! What a stall costs the thread that is stalled: the run time of memtrace's programs, by the kernel's own count.
+
+use std::{os::fd::AsFd as _, thread, time::Duration};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    flood::{Pace, Pair},
+    peers,
+    programs::{Empty, Runs},
+    report::{Budget, Row},
+    setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, STACKS, Setting, measure_runs},
+};
+
+const MODES: [Mode; 5] = [ROWS, EXTENDED, STACKS, JSON, HISTOGRAM];
+
+const UNIT: &str = "ns/stall";
+const FLOOR: &str = "two empty programs";
+
+/// Stalls in each round of a flood.
+const FLOOD: u64 = 100_000;
+
+/// No faster than memtrace can read, so that no stall is measured that finds no room.
+const PACE: Pace = Pace::PerSecond(50_000.0);
+
+/// How long each program has for real stalls, in each round.
+const CHURN: Duration = Duration::from_secs(2);
+
+/// As many real stalls make a measurement.
+const ENOUGH: u64 = 100;
+
+/// A budget in nanoseconds, and in times of the empty pair.
+fn with_budget(row: Row, mode: Mode) -> Row {
+    if mode == ROWS {
+        row.within(Budget::AtMostTimes(4.0)).within(Budget::AtMost(500.0))
+    } else if mode == HISTOGRAM {
+        row.within(Budget::AtMostTimes(3.0))
+    } else {
+        row
+    }
+}
+
+/// Measures stalls that are made one right after the other, on one core, with all that they touch in its caches.
+pub fn flood(setting: &Setting) -> Result<Vec<Row>> {
+    let _measuring = measure_runs()?;
+    let count = setting.count(FLOOD);
+    let empty = Empty::load()?;
+    let mut floor = Vec::new();
+    let mut values = MODES.map(|_| Vec::new());
+    let mut lost = MODES.map(|_| 0);
+    for _ in 0..setting.rounds {
+        let pair = Pair { begin: empty.begin.as_fd(), end: empty.end.as_fd() };
+        let before = Runs::of(&empty.ids()?)?;
+        setting.cores.flooding(|| pair.flood(count, PACE))?;
+        floor.push(Runs::of(&empty.ids()?)?.since(before).ns_per(count));
+        for ((mode, values), lost) in MODES.into_iter().zip(&mut values).zip(&mut lost) {
+            let tracer = setting.start(mode)?;
+            let opened = tracer.pair()?;
+            let (before, ends) = (tracer.runs()?, tracer.ends()?);
+            setting.cores.flooding(|| opened.pair().flood(count, PACE))?;
+            let runs = tracer.runs()?.since(before);
+            values.push(runs.ns_per(tracer.ends()? - ends));
+            *lost += tracer.stop()?.lost;
+        }
+    }
+    let mut rows = vec![Row::new("BPF time, flood: two empty programs", UNIT, floor.clone())];
+    for ((mode, values), lost) in MODES.into_iter().zip(values).zip(lost) {
+        let name = format!("BPF time, flood: {}", mode.name);
+        let row = with_budget(Row::new(name, UNIT, values).against(FLOOR, &floor), mode);
+        rows.push(if lost > 0 { row.noting(format!("{lost} stalls found no room")) } else { row });
+    }
+    Ok(rows)
+}
+
+/// Measures stalls of a load at its cgroup's limit: the caches are as the kernel's reclaim leaves them.
+pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
+    let _measuring = measure_runs()?;
+    let time = setting.time(CHURN);
+    let _load = setting.churn()?;
+    let empty = Empty::load()?;
+    let mut floor = Vec::new();
+    let mut peer = Ok(Vec::new());
+    let mut values = MODES.map(|_| Vec::new());
+    let mut lost = 0;
+    for _ in 0..setting.rounds {
+        let attached = empty.attach()?;
+        floor.push(over(time, || Ok(in_pairs(Runs::of(&empty.ids()?)?)))?);
+        drop(attached);
+        if let Ok(values) = &mut peer {
+            match peers::Bpftrace::histogram() {
+                Ok(bpftrace) => {
+                    let ids = bpftrace.programs();
+                    values.push(over(time, || Ok(in_pairs(Runs::of(ids)?)))?);
+                }
+                Err(err) => peer = Err(err),
+            }
+        }
+        for (mode, values) in MODES.into_iter().zip(&mut values) {
+            let tracer = setting.start(mode)?;
+            values.push(over(time, || Ok((tracer.runs()?, tracer.ends()?)))?);
+            lost += tracer.stop()?.lost;
+        }
+    }
+    let mut rows = vec![Row::new("BPF time, churn: two empty programs", UNIT, floor.clone())];
+    let name = "BPF time, churn: bpftrace hist()";
+    rows.push(match peer {
+        Ok(values) => Row::new(name, UNIT, values).against(FLOOR, &floor),
+        Err(err) => Row::missing(name, UNIT, format!("{err:#}")),
+    });
+    for (mode, values) in MODES.into_iter().zip(values) {
+        let name = format!("BPF time, churn: {}", mode.name);
+        rows.push(with_budget(Row::new(name, UNIT, values).against(FLOOR, &floor), mode));
+    }
+    if lost > 0 {
+        let last = rows.pop();
+        rows.extend(last.map(|row| row.noting(format!("{lost} stalls found no room, in all"))));
+    }
+    Ok(rows)
+}
+
+/// Runs of two programs, and how many stalls that were.
+fn in_pairs(runs: Runs) -> (Runs, u64) {
+    (runs, runs.count / 2)
+}
+
+/// Nanoseconds for each stall during `time`, of the programs' runs and the number of stalls that `now` gives.
+fn over(time: Duration, now: impl Fn() -> Result<(Runs, u64)>) -> Result<f64> {
+    let (runs_before, stalls_before) = now()?;
+    thread::sleep(time);
+    let (runs, stalls) = now()?;
+    let stalls = stalls - stalls_before;
+    ensure!(
+        stalls >= ENOUGH,
+        "only {stalls} stalls in {time:?}: the load makes none, or the disk is too slow"
+    );
+    Ok(runs.since(runs_before).ns_per(stalls))
+}
