@@ -2,6 +2,7 @@
 
 mod bpf;
 mod flood;
+mod holes;
 mod host;
 mod measures;
 mod peers;
@@ -19,9 +20,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{Parser, ValueEnum, value_parser};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use tests::host::TempDir;
 
+use holes::Holes;
 use host::Cores;
 use report::{Report, Row};
 use setting::Setting;
@@ -38,6 +40,21 @@ const BUSY: f64 = 0.5;
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure, and print a table
+    Measure(Measuring),
+    /// For the bench: be a load without a disk
+    #[command(hide = true)]
+    Holes(Holes),
+}
+
+#[derive(Args)]
+struct Measuring {
     /// memtrace, as it is shipped
     #[arg(long, value_name = "PATH")]
     memtrace: PathBuf,
@@ -65,6 +82,20 @@ enum Measure {
     Flood,
     /// BPF run time per stall of a real load
     Churn,
+    /// CPU time of memtrace's own per stall
+    Cpu,
+    /// The rate that is kept up without loss
+    Rate,
+    /// The burst that finds room while memtrace is stopped
+    Burst,
+    /// How much slower a traced load is
+    Slowdown,
+    /// How soon memtrace is there, and shows a stall
+    Start,
+    /// Memory, and the size of the file
+    Memory,
+    /// BPF run time per stall with many threads stalled at once
+    Growth,
 }
 
 impl Measure {
@@ -72,12 +103,23 @@ impl Measure {
         match self {
             Self::Flood => measures::kernel::flood(setting),
             Self::Churn => measures::kernel::churn(setting),
+            Self::Cpu => measures::cpu::measure(setting),
+            Self::Rate => measures::rate::measure(setting),
+            Self::Burst => measures::burst::measure(setting),
+            Self::Slowdown => measures::slowdown::measure(setting),
+            Self::Start => measures::start::measure(setting),
+            Self::Memory => measures::memory::measure(setting),
+            Self::Growth => measures::growth::measure(setting),
         }
     }
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let done = match Cli::parse().command {
+        Command::Measure(measuring) => measure(&measuring),
+        Command::Holes(holes) => holes::run(&holes),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             eprintln!("bench: {err:#}");
@@ -86,7 +128,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<()> {
+fn measure(cli: &Measuring) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "the bench loads eBPF programs: run it as root");
     let rounds = cli.rounds.unwrap_or(if cli.quick { QUICK_ROUNDS } else { ROUNDS });
     let setting = Setting {

@@ -18,6 +18,8 @@ pub enum Budget {
     AtLeast(f64),
     /// No more than so many times what it is compared with.
     AtMostTimes(f64),
+    /// No less than so many times what it is compared with.
+    AtLeastTimes(f64),
 }
 
 /// Something else measured in the same run.
@@ -102,6 +104,7 @@ impl Row {
             Budget::AtMost(most) => Some(value <= most),
             Budget::AtLeast(least) => Some(value >= least),
             Budget::AtMostTimes(times) => Some(value <= times * self.against.as_ref()?.median),
+            Budget::AtLeastTimes(times) => Some(value >= times * self.against.as_ref()?.median),
         };
         let all: Option<Vec<bool>> = self.budget.iter().map(is_met).collect();
         all.filter(|all| !all.is_empty()).map(|all| all.into_iter().all(|met| met))
@@ -114,6 +117,7 @@ impl std::fmt::Display for Budget {
             Self::AtMost(most) => write!(f, "<= {}", number(most)),
             Self::AtLeast(least) => write!(f, ">= {}", number(least)),
             Self::AtMostTimes(times) => write!(f, "<= {}x", number(times)),
+            Self::AtLeastTimes(times) => write!(f, ">= {}x", number(times)),
         }
     }
 }

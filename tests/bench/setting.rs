@@ -1,6 +1,6 @@
 //! What all measures share: the programs, the cores, how often and how long.
 
-use std::{path::PathBuf, time::Duration};
+use std::{env, fs, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::sys::{Stats, enable_stats};
@@ -10,7 +10,7 @@ use tests::{
     load::{LIMIT, Load},
 };
 
-use crate::{host::Cores, tracer::Tracer};
+use crate::{host::Cores, programs::field, tracer::Tracer};
 
 /// Beginning of the names of the bench's cgroups.
 const CGROUP: &str = "memtrace-bench";
@@ -70,20 +70,68 @@ impl Setting {
 
     /// memtrace in this mode, its output in a file, on the core of the reader.
     pub fn start(&self, mode: Mode) -> Result<Tracer> {
-        Tracer::start(&self.memtrace, mode.args, &self.output(), self.cores.reader)
+        Tracer::start(&self.memtrace, mode.args, &self.output(), &[self.cores.reader])
             .with_context(|| format!("cannot measure {}", mode.name))
     }
 
     /// A load that makes real stalls, in a cgroup of its own.
     pub fn churn(&self) -> Result<Churn> {
+        self.load(LoadKind::Files)
+    }
+
+    /// A load of either kind.
+    pub fn load(&self, kind: LoadKind) -> Result<Churn> {
         let cgroup = Cgroup::limited(CGROUP, LIMIT)?;
-        let limit = LIMIT.to_string();
-        // Ended long before; should the bench be killed, it ends with it.
-        let args = ["churn", "--limit", &limit, "--threads", "2", "--duration", "1h"];
-        let mut load = Load::of(&self.memload, &args)?;
+        let (limit, size, threads) = (LIMIT.to_string(), SIZE.to_string(), THREADS.to_string());
+        let mut load = match kind {
+            LoadKind::Files => {
+                // Ended long before; should the bench be killed, it ends with it.
+                let args = [
+                    "churn",
+                    "--limit",
+                    &limit,
+                    "--size",
+                    &size,
+                    "--threads",
+                    &threads,
+                    "--duration",
+                    "1h",
+                ];
+                Load::of(&self.memload, &args)?
+            }
+            LoadKind::Holes => {
+                let this = env::current_exe().context("cannot tell where the bench lies")?;
+                let dir = self.dir.path().to_str().context("an odd name of a directory")?;
+                Load::of(&this, &["holes", "--size", &size, "--threads", &threads, "--dir", dir])?
+            }
+        };
         cgroup.add(load.id())?;
         load.go()?;
-        Ok(Churn { _load: load, _cgroup: cgroup })
+        Ok(Churn { load, _cgroup: cgroup })
+    }
+}
+
+/// Bytes of all files of a load,
+const SIZE: u64 = 4 * LIMIT;
+/// and its threads.
+const THREADS: usize = 2;
+
+/// What is churned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadKind {
+    /// Files on a disk, read and written.
+    Files,
+    /// Files without contents, only read: there is no disk to wait for, all time goes into memory management.
+    Holes,
+}
+
+impl LoadKind {
+    /// Its name in the report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Files => "files",
+            Self::Holes => "holes",
+        }
     }
 }
 
@@ -91,11 +139,22 @@ impl Setting {
 #[derive(Debug)]
 pub struct Churn {
     // Before its cgroup.
-    _load: Load,
+    load: Load,
     _cgroup: Cgroup,
 }
 
+impl Churn {
+    /// How often it has gone through all of its files.
+    pub fn passes(&self) -> Result<f64> {
+        let path = format!("/proc/{}/io", self.load.id());
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{path}`"))?;
+        let bytes =
+            |key| field::<u64>(&text, key).with_context(|| format!("no `{key}` in `{path}`"));
+        Ok((bytes("rchar:")? + bytes("wchar:")?) as f64 / SIZE as f64)
+    }
+}
+
 /// Has the kernel measure every run of every eBPF program, for as long as the result lives. That costs time as well.
-pub fn measure_runs() -> Result<std::os::fd::OwnedFd> {
+pub fn measure_runs() -> Result<OwnedFd> {
     enable_stats(Stats::RunTime).context("cannot have the kernel measure eBPF programs: root may")
 }

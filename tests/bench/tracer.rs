@@ -53,21 +53,25 @@ pub struct Told {
 }
 
 impl Tracer {
-    /// Starts it on core `cpu`, with standard output into `file`, and waits until it traces.
-    pub fn start(memtrace: &Path, args: &[&str], file: &Path, cpu: usize) -> Result<Self> {
+    /// Starts it on these cores, with standard output into `file`, and waits until it traces.
+    pub fn start(memtrace: &Path, args: &[&str], file: &Path, cores: &[usize]) -> Result<Self> {
         let file =
             File::create(file).with_context(|| format!("cannot make `{}`", file.display()))?;
-        Self::spawn(memtrace, args, file.into(), cpu)
+        Self::spawn(memtrace, args, file.into(), cores)
     }
 
     /// As [`Tracer::start`], with standard output into a pipe.
-    pub fn start_piped(memtrace: &Path, args: &[&str], cpu: usize) -> Result<(Self, ChildStdout)> {
-        let mut tracer = Self::spawn(memtrace, args, Stdio::piped(), cpu)?;
+    pub fn start_piped(
+        memtrace: &Path,
+        args: &[&str],
+        cores: &[usize],
+    ) -> Result<(Self, ChildStdout)> {
+        let mut tracer = Self::spawn(memtrace, args, Stdio::piped(), cores)?;
         let stdout = tracer.child.stdout.take().context("no standard output")?;
         Ok((tracer, stdout))
     }
 
-    fn spawn(memtrace: &Path, args: &[&str], stdout: Stdio, cpu: usize) -> Result<Self> {
+    fn spawn(memtrace: &Path, args: &[&str], stdout: Stdio, cores: &[usize]) -> Result<Self> {
         let mut command = Command::new(memtrace);
         command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
         let start = Instant::now();
@@ -81,7 +85,7 @@ impl Tracer {
             took: Duration::ZERO,
         };
         // Its threads inherit it.
-        pin(Some(tracer.pid()?), &[cpu])?;
+        pin(Some(tracer.pid()?), cores)?;
         let mut said = String::new();
         loop {
             let from = said.len();
@@ -155,6 +159,22 @@ impl Tracer {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         rustix::process::kill_process(self.pid()?, signal).context("memtrace is gone")
+    }
+
+    /// Has it stand still, until it is sent `SIGCONT`.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let path = format!("/proc/{}/status", self.id());
+        let start = Instant::now();
+        loop {
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("cannot read `{path}`"))?;
+            if text.lines().any(|line| line.starts_with("State:\tT")) {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < LONGEST, "memtrace does not stand still");
+            thread::sleep(PERIOD);
+        }
     }
 
     /// A field of its /proc/PID/status, which is in KiB, in bytes.

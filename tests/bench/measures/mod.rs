@@ -1,3 +1,10 @@
 //! The measures: one file for each question, each gives rows of the report.
 
+pub mod burst;
+pub mod cpu;
+pub mod growth;
 pub mod kernel;
+pub mod memory;
+pub mod rate;
+pub mod slowdown;
+pub mod start;
