@@ -56,6 +56,10 @@ unsafe impl Attributes for Load {
     const COMMAND: libc::c_long = PROG_LOAD;
 }
 
+/// Bytes of [`Arguments`].
+const ARGUMENTS: u32 = 64;
+const _: () = assert!(size_of::<Arguments>() == ARGUMENTS as usize);
+
 #[repr(C)]
 struct TestRun {
     program: u32,
@@ -170,7 +174,7 @@ pub fn test_run(program: BorrowedFd<'_>, arguments: &Arguments) -> io::Result<()
         data_out: 0,
         repeat: 0,
         duration: 0,
-        context_in_size: size_of::<Arguments>() as u32,
+        context_in_size: ARGUMENTS,
         context_out_size: 0,
         context_in: address(arguments),
         context_out: 0,

@@ -42,34 +42,34 @@ pub struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    fn begin(&self) -> Result<()> {
+    fn begin(self) -> Result<()> {
         run(self.begin, &BEGIN)
     }
 
-    fn end(&self) -> Result<()> {
+    fn end(self) -> Result<()> {
         run(self.end, &END)
     }
 
     /// Makes one stall.
-    pub fn stall(&self) -> Result<()> {
+    pub fn stall(self) -> Result<()> {
         self.begin()?;
         self.end()
     }
 
     /// Makes `count` stalls of this thread. Gives how long it took.
-    pub fn flood(&self, count: u64, pace: Pace) -> Result<Duration> {
+    pub fn flood(self, count: u64, pace: Pace) -> Result<Duration> {
         let (_, took) = self.flood_while(pace, |done, _| count.saturating_sub(done))?;
         Ok(took)
     }
 
     /// Makes stalls of this thread for `duration`. Gives how many, and how long it took.
-    pub fn flood_for(&self, duration: Duration, pace: Pace) -> Result<(u64, Duration)> {
+    pub fn flood_for(self, duration: Duration, pace: Pace) -> Result<(u64, Duration)> {
         self.flood_while(pace, |_, took| if took < duration { BATCH } else { 0 })
     }
 
     /// Makes as many as `left` says of what was made and how long that took, until it says none.
     fn flood_while(
-        &self,
+        self,
         pace: Pace,
         left: impl Fn(u64, Duration) -> u64,
     ) -> Result<(u64, Duration)> {
@@ -94,7 +94,7 @@ impl Pair<'_> {
 
     /// Makes stalls of `threads` threads, `rounds` of each: all of them begin, and when the last has begun, all end. So
     /// all are in progress at once.
-    pub fn flood_at_once(&self, threads: usize, rounds: u64) -> Result<()> {
+    pub fn flood_at_once(self, threads: usize, rounds: u64) -> Result<()> {
         let (gate, barrier) = (OnceLock::<bool>::new(), Barrier::new(threads));
         let work = || {
             let mut result = Ok(());

@@ -15,28 +15,22 @@ mod tracer;
 use std::{
     fs,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use tests::host::TempDir;
 
 use holes::Holes;
-use host::Cores;
 use report::{Report, Row};
 use setting::Setting;
-
-/// Rounds of a quick run, and of any other.
-const QUICK_ROUNDS: u16 = 3;
-const ROUNDS: u16 = 5;
 
 /// A machine on which so much else runs has no time to measure.
 const BUSY: f64 = 0.5;
 
-/// Measures what memtrace costs. Takes two cores for itself, loads eBPF programs, makes stalls in a cgroup of its own,
-/// and writes some 2 GB to /var/tmp, which are removed again
+/// Measures what memtrace costs. Takes two cores for itself, loads eBPF programs, makes stalls in cgroups of its own,
+/// and writes up to 2 GB to /var/tmp, which are removed again
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
@@ -48,31 +42,61 @@ struct Cli {
 enum Command {
     /// Measure, and print a table
     Measure(Measuring),
+    /// In a guest: measure against libbpf-tools' drsnoop, and print rows for `measure --guest`
+    Global(Global),
     /// For the bench: be a load without a disk
     #[command(hide = true)]
     Holes(Holes),
 }
 
+/// What to measure with.
 #[derive(Args)]
-struct Measuring {
+struct Common {
     /// memtrace, as it is shipped
     #[arg(long, value_name = "PATH")]
     memtrace: PathBuf,
     /// memload, which makes stalls
     #[arg(long, value_name = "PATH")]
     memload: PathBuf,
-    /// Also write all values to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     /// Fewer and shorter rounds: for a look, not for publication
     #[arg(long)]
     quick: bool,
     /// How often everything is measured
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
+}
+
+impl Common {
+    fn setting(&self) -> Result<Setting> {
+        Setting::new(self.memtrace.clone(), self.memload.clone(), self.quick, self.rounds)
+    }
+}
+
+#[derive(Args)]
+struct Measuring {
+    #[command(flatten)]
+    common: Common,
+    /// Also write all values to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// What was measured in a guest
+    #[arg(long, value_name = "FILE")]
+    guest: Option<PathBuf>,
+    /// Why nothing was
+    #[arg(long, value_name = "TEXT", conflicts_with = "guest")]
+    no_guest: Option<String>,
     /// Measure only this; can be given several times
     #[arg(long, value_enum, value_name = "MEASURE")]
     only: Vec<Measure>,
+}
+
+#[derive(Args)]
+struct Global {
+    #[command(flatten)]
+    common: Common,
+    /// libbpf-tools' drsnoop
+    #[arg(long, value_name = "PATH")]
+    drsnoop: PathBuf,
 }
 
 /// What can be measured.
@@ -96,10 +120,12 @@ enum Measure {
     Memory,
     /// BPF run time per stall with many threads stalled at once
     Growth,
+    /// What was measured in a guest
+    Guest,
 }
 
 impl Measure {
-    fn run(self, setting: &Setting) -> Result<Vec<Row>> {
+    fn run(self, setting: &Setting, measuring: &Measuring) -> Result<Vec<Row>> {
         match self {
             Self::Flood => measures::kernel::flood(setting),
             Self::Churn => measures::kernel::churn(setting),
@@ -110,6 +136,10 @@ impl Measure {
             Self::Start => measures::start::measure(setting),
             Self::Memory => measures::memory::measure(setting),
             Self::Growth => measures::growth::measure(setting),
+            Self::Guest => match &measuring.guest {
+                Some(file) => rows_in(file),
+                None => Ok(vec![measures::global::missing(measuring.no_guest.as_deref())]),
+            },
         }
     }
 }
@@ -117,6 +147,7 @@ impl Measure {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Measure(measuring) => measure(&measuring),
+        Command::Global(global) => measure_global(&global),
         Command::Holes(holes) => holes::run(&holes),
     };
     match done {
@@ -128,38 +159,33 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(cli: &Measuring) -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "the bench loads eBPF programs: run it as root");
-    let rounds = cli.rounds.unwrap_or(if cli.quick { QUICK_ROUNDS } else { ROUNDS });
-    let setting = Setting {
-        memtrace: cli.memtrace.clone(),
-        memload: cli.memload.clone(),
-        quick: cli.quick,
-        rounds: rounds.into(),
-        cores: Cores::new()?,
-        dir: TempDir::new()?,
-    };
+fn measure(measuring: &Measuring) -> Result<()> {
+    let setting = measuring.common.setting()?;
     if let Some(load) = host::load_average().filter(|&load| load > BUSY) {
         eprintln!("bench: this machine is busy (load average {load}): expect wide spreads");
     }
-    let measures =
-        if cli.only.is_empty() { Measure::value_variants() } else { cli.only.as_slice() };
+    let measures = match measuring.only.as_slice() {
+        [] => Measure::value_variants(),
+        only => only,
+    };
     let mut rows = Vec::new();
     for measure in measures {
         let name = measure.to_possible_value();
         let name = name.as_ref().map_or("", |value| value.get_name());
         eprintln!("bench: {name}");
-        rows.extend(measure.run(&setting).with_context(|| format!("cannot measure {name}"))?);
+        let found = measure.run(&setting, measuring);
+        rows.extend(found.with_context(|| format!("cannot measure {name}"))?);
     }
     let report = Report {
         kernel: host::kernel(),
         cpu: host::cpu_model(),
         cores: setting.cores.all.len(),
-        quick: cli.quick,
+        quick: setting.quick,
+        rounds: setting.rounds,
         rows,
     };
-    show(&report, rounds)?;
-    if let Some(path) = &cli.json {
+    say(&report.text())?;
+    if let Some(path) = &measuring.json {
         let text = report.json().context("cannot write JSON")?;
         fs::write(path, text + "\n")
             .with_context(|| format!("cannot write `{}`", path.display()))?;
@@ -167,12 +193,20 @@ fn measure(cli: &Measuring) -> Result<()> {
     Ok(())
 }
 
-/// Prints the table, and what it is from.
-fn show(report: &Report, rounds: u16) -> Result<()> {
-    let quick = if report.quick { ", quick: a look, not for publication" } else { "" };
-    let Report { kernel, cpu, cores, .. } = report;
-    let table = report.table();
-    let text = format!("Linux {kernel}, {cpu}, {cores} cores, {rounds} rounds{quick}\n\n{table}");
+fn measure_global(global: &Global) -> Result<()> {
+    let rows = measures::global::measure(&global.common.setting()?, &global.drsnoop)?;
+    say(&(serde_json::to_string(&rows).context("cannot write JSON")? + "\n"))
+}
+
+/// Reads what [`measure_global`] prints.
+fn rows_in(file: &Path) -> Result<Vec<Row>> {
+    let text =
+        fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("`{}` is not what a guest's bench prints", file.display()))
+}
+
+fn say(text: &str) -> Result<()> {
     let mut stdout = io::stdout();
     stdout
         .write_all(text.as_bytes())

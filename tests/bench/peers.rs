@@ -2,7 +2,8 @@
 
 use std::{
     env,
-    process::{Child, Command, Stdio},
+    io::Read as _,
+    process::{Child, ChildStderr, Command, Stdio},
     thread,
     time::Duration,
 };
@@ -49,13 +50,14 @@ impl Bpftrace {
     /// Starts it with a script that makes a histogram of stalls at cgroups' limits, and waits until that is attached.
     pub fn histogram() -> Result<Self> {
         let mut command = Self::command(&["-e", HISTOGRAM])?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let child = command.spawn().context("cannot start bpftrace")?;
         let mut bpftrace = Self { child, programs: Vec::new() };
         let mut waited = Duration::ZERO;
         while bpftrace.programs.len() < PROGRAMS {
             if let Some(status) = bpftrace.child.try_wait().context("cannot wait for bpftrace")? {
-                bail!("bpftrace ended before it was attached, with {status}");
+                let why = said(bpftrace.child.stderr.take());
+                bail!("bpftrace ended before it was attached, with {status}: {why}");
             }
             if waited > budget() {
                 bail!("bpftrace is not attached after {waited:?}");
@@ -86,6 +88,15 @@ impl Drop for Bpftrace {
         let _killed: std::io::Result<()> = self.child.kill();
         let _waited: std::io::Result<_> = self.child.wait();
     }
+}
+
+/// All that a program that has ended said of why.
+pub fn said(stderr: Option<ChildStderr>) -> String {
+    let mut text = String::new();
+    // What cannot be read is not said.
+    let _read: Option<std::io::Result<usize>> =
+        stderr.map(|mut stderr| stderr.read_to_string(&mut text));
+    text.trim().replace('\n', "; ")
 }
 
 fn is_on_path(program: &str) -> bool {

@@ -148,7 +148,7 @@ impl Runs {
 
     /// What came since.
     pub fn since(self, earlier: Self) -> Self {
-        Self { time: self.time - earlier.time, count: self.count - earlier.count }
+        Self { time: self.time.saturating_sub(earlier.time), count: self.count - earlier.count }
     }
 
     /// Nanoseconds for each of `stalls`.

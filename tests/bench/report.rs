@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::stats::Spread;
 
@@ -10,20 +10,20 @@ use crate::stats::Spread;
 const VERSION: u32 = 1;
 
 /// What a measure must be.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Budget {
     /// No more than this.
-    AtMost(f64),
+    Most(f64),
     /// No less than this.
-    AtLeast(f64),
+    Least(f64),
     /// No more than so many times what it is compared with.
-    AtMostTimes(f64),
+    MostTimes(f64),
     /// No less than so many times what it is compared with.
-    AtLeastTimes(f64),
+    LeastTimes(f64),
 }
 
 /// Something else measured in the same run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Against {
     /// What it is.
     pub name: String,
@@ -31,19 +31,18 @@ pub struct Against {
     pub median: f64,
 }
 
-/// A measure.
-#[derive(Clone, Debug, Serialize)]
+/// A measure. As it is serialized here it goes from one bench to another; [`Report::json`] is for everybody else.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// What was measured.
     pub name: String,
     /// Of all numbers.
-    pub unit: &'static str,
+    pub unit: String,
     /// One value for each round; none where it was not measured.
     pub values: Vec<f64>,
     /// The peer, or the floor.
     pub against: Option<Against>,
     /// All of them are to be met, by the median unless `judged` says otherwise.
-    #[serde(serialize_with = "budgets")]
     pub budget: Vec<Budget>,
     /// What is held against the budget instead of the median.
     pub judged: Option<f64>,
@@ -53,13 +52,13 @@ pub struct Row {
 
 impl Row {
     /// A measure with its values.
-    pub fn new(name: impl Into<String>, unit: &'static str, values: Vec<f64>) -> Self {
-        let (name, note) = (name.into(), String::new());
+    pub fn new(name: impl Into<String>, unit: &str, values: Vec<f64>) -> Self {
+        let (name, unit, note) = (name.into(), unit.to_owned(), String::new());
         Self { name, unit, values, against: None, budget: Vec::new(), judged: None, note }
     }
 
     /// A measure that was not made, and why.
-    pub fn missing(name: impl Into<String>, unit: &'static str, why: impl Into<String>) -> Self {
+    pub fn missing(name: impl Into<String>, unit: &str, why: impl Into<String>) -> Self {
         Self::new(name, unit, Vec::new()).noting(why)
     }
 
@@ -101,10 +100,10 @@ impl Row {
     pub fn is_met(&self) -> Option<bool> {
         let value = self.judged.or_else(|| Some(self.spread()?.median))?;
         let is_met = |budget: &Budget| match *budget {
-            Budget::AtMost(most) => Some(value <= most),
-            Budget::AtLeast(least) => Some(value >= least),
-            Budget::AtMostTimes(times) => Some(value <= times * self.against.as_ref()?.median),
-            Budget::AtLeastTimes(times) => Some(value >= times * self.against.as_ref()?.median),
+            Budget::Most(most) => Some(value <= most),
+            Budget::Least(least) => Some(value >= least),
+            Budget::MostTimes(times) => Some(value <= times * self.against.as_ref()?.median),
+            Budget::LeastTimes(times) => Some(value >= times * self.against.as_ref()?.median),
         };
         let all: Option<Vec<bool>> = self.budget.iter().map(is_met).collect();
         all.filter(|all| !all.is_empty()).map(|all| all.into_iter().all(|met| met))
@@ -114,46 +113,54 @@ impl Row {
 impl std::fmt::Display for Budget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match *self {
-            Self::AtMost(most) => write!(f, "<= {}", number(most)),
-            Self::AtLeast(least) => write!(f, ">= {}", number(least)),
-            Self::AtMostTimes(times) => write!(f, "<= {}x", number(times)),
-            Self::AtLeastTimes(times) => write!(f, ">= {}x", number(times)),
+            Self::Most(most) => write!(f, "<= {}", number(most)),
+            Self::Least(least) => write!(f, ">= {}", number(least)),
+            Self::MostTimes(times) => write!(f, "<= {}x", number(times)),
+            Self::LeastTimes(times) => write!(f, ">= {}x", number(times)),
         }
     }
-}
-
-fn budgets<S: Serializer>(budget: &[Budget], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(budget.iter().map(ToString::to_string))
 }
 
 /// A row as JSON has it.
 #[derive(Serialize)]
 struct Shown<'a> {
-    #[serde(flatten)]
-    row: &'a Row,
+    name: &'a str,
+    unit: &'a str,
     rounds: usize,
     min: Option<f64>,
     median: Option<f64>,
     max: Option<f64>,
+    values: &'a [f64],
+    against: Option<&'a Against>,
+    budget: Vec<String>,
+    judged: Option<f64>,
     met: Option<bool>,
+    note: &'a str,
 }
 
 impl<'a> Shown<'a> {
     fn new(row: &'a Row) -> Self {
+        let Row { name, unit, values, against, budget, judged, note } = row;
         let spread = row.spread();
         Self {
-            row,
-            rounds: row.values.len(),
+            name,
+            unit,
+            rounds: values.len(),
             min: spread.map(|spread| spread.min),
             median: spread.map(|spread| spread.median),
             max: spread.map(|spread| spread.max),
+            values,
+            against: against.as_ref(),
+            budget: budget.iter().map(ToString::to_string).collect(),
+            judged: judged.or_else(|| Some(spread?.median)),
             met: row.is_met(),
+            note,
         }
     }
 }
 
 /// All rows, and where they are from.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct Report {
     /// The running kernel's release.
     pub kernel: String,
@@ -163,6 +170,8 @@ pub struct Report {
     pub cores: usize,
     /// Whether rounds were fewer and shorter.
     pub quick: bool,
+    /// Rounds of each measure; some have more values.
+    pub rounds: usize,
     /// The measures.
     pub rows: Vec<Row>,
 }
@@ -178,18 +187,35 @@ impl Report {
             cpu: &'a str,
             cores: usize,
             quick: bool,
+            rounds: usize,
             rows: Vec<Shown<'a>>,
         }
-        let Self { kernel, cpu, cores, quick, rows } = self;
+        let Self { kernel, cpu, cores, quick, rounds, rows } = self;
         let rows = rows.iter().map(Shown::new).collect();
         let r#type = "memtrace-bench";
-        let whole =
-            Whole { r#type, version: VERSION, kernel, cpu, cores: *cores, quick: *quick, rows };
+        let whole = Whole {
+            r#type,
+            version: VERSION,
+            kernel,
+            cpu,
+            cores: *cores,
+            quick: *quick,
+            rounds: *rounds,
+            rows,
+        };
         serde_json::to_string_pretty(&whole)
     }
 
+    /// All of it for people.
+    pub fn text(&self) -> String {
+        let quick = if self.quick { ", quick: a look, not for publication" } else { "" };
+        let Self { kernel, cpu, cores, rounds, .. } = self;
+        let table = self.table();
+        format!("Linux {kernel}, {cpu}, {cores} cores, {rounds} rounds{quick}\n\n{table}")
+    }
+
     /// A table for people, with a line of its own for what a number cannot tell.
-    pub fn table(&self) -> String {
+    fn table(&self) -> String {
         let head =
             ["measure", "unit", "min", "median", "max", "against", "", "times", "budget", "met"];
         let cells: Vec<[String; 10]> = self.rows.iter().map(cells).collect();
@@ -226,7 +252,7 @@ fn cells(row: &Row) -> [String; 10] {
     };
     [
         row.name.clone(),
-        row.unit.to_owned(),
+        row.unit.clone(),
         of_spread(|spread| spread.min),
         of_spread(|spread| spread.median),
         of_spread(|spread| spread.max),
@@ -289,25 +315,25 @@ mod tests {
     #[test]
     fn the_median_is_held_against_the_budget() {
         assert_eq!(row().is_met(), None);
-        assert_eq!(row().within(Budget::AtMost(300.0)).is_met(), Some(true));
-        assert_eq!(row().within(Budget::AtMost(299.0)).is_met(), Some(false));
-        assert_eq!(row().within(Budget::AtLeast(301.0)).is_met(), Some(false));
-        assert_eq!(row().within(Budget::AtMostTimes(3.0)).is_met(), Some(true));
-        assert_eq!(row().within(Budget::AtMostTimes(2.9)).is_met(), Some(false));
+        assert_eq!(row().within(Budget::Most(300.0)).is_met(), Some(true));
+        assert_eq!(row().within(Budget::Most(299.0)).is_met(), Some(false));
+        assert_eq!(row().within(Budget::Least(301.0)).is_met(), Some(false));
+        assert_eq!(row().within(Budget::MostTimes(3.0)).is_met(), Some(true));
+        assert_eq!(row().within(Budget::MostTimes(2.9)).is_met(), Some(false));
     }
 
     #[test]
     fn all_of_the_budget_is_to_be_met() {
-        let both = row().within(Budget::AtMost(500.0)).within(Budget::AtMostTimes(2.0));
+        let both = row().within(Budget::Most(500.0)).within(Budget::MostTimes(2.0));
         assert_eq!(both.is_met(), Some(false));
-        assert_eq!(row().within(Budget::AtMost(300.0)).judged(310.0).is_met(), Some(false));
+        assert_eq!(row().within(Budget::Most(300.0)).judged(310.0).is_met(), Some(false));
     }
 
     #[test]
     fn what_was_not_measured_is_not_met_either() {
-        let missing = Row::missing("time", "ns", "no such program").within(Budget::AtMost(1.0));
+        let missing = Row::missing("time", "ns", "no such program").within(Budget::Most(1.0));
         assert_eq!(missing.is_met(), None);
-        let alone = Row::new("time", "ns", vec![1.0]).within(Budget::AtMostTimes(2.0));
+        let alone = Row::new("time", "ns", vec![1.0]).within(Budget::MostTimes(2.0));
         assert_eq!(alone.is_met(), None);
     }
 
@@ -320,10 +346,17 @@ mod tests {
 
     fn report() -> Report {
         let rows = vec![
-            row().within(Budget::AtMost(500.0)).within(Budget::AtMostTimes(2.0)),
+            row().within(Budget::Most(500.0)).within(Budget::MostTimes(2.0)),
             Row::missing("peer", "ns", "not installed"),
         ];
-        Report { kernel: "6.1".into(), cpu: "Some CPU".into(), cores: 2, quick: true, rows }
+        Report {
+            kernel: "6.1".into(),
+            cpu: "Some CPU".into(),
+            cores: 2,
+            quick: true,
+            rounds: 3,
+            rows,
+        }
     }
 
     #[test]

@@ -1,16 +1,34 @@
 //! What all measures share: the programs, the cores, how often and how long.
 
-use std::{env, fs, os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    env, fs,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::sys::{Stats, enable_stats};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tests::{
     cgroup::Cgroup,
     host::TempDir,
     load::{LIMIT, Load},
 };
 
-use crate::{host::Cores, programs::field, tracer::Tracer};
+use crate::{
+    host::Cores,
+    programs::field,
+    tracer::{Tracer, cpu_time},
+};
+
+/// Rounds of a quick run, and of any other.
+const QUICK_ROUNDS: u16 = 3;
+const ROUNDS: u16 = 5;
 
 /// Beginning of the names of the bench's cgroups.
 const CGROUP: &str = "memtrace-bench";
@@ -50,9 +68,32 @@ pub struct Setting {
     pub cores: Cores,
     /// For what memtrace prints: on a disk.
     pub dir: TempDir,
+    /// Set when the bench shall end early.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Setting {
+    /// Makes it.
+    pub fn new(
+        memtrace: PathBuf,
+        memload: PathBuf,
+        quick: bool,
+        rounds: Option<u16>,
+    ) -> Result<Self> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "the bench loads eBPF programs: run it as root"
+        );
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&stop))
+                .context("cannot handle signals")?;
+        }
+        let rounds = rounds.unwrap_or(if quick { QUICK_ROUNDS } else { ROUNDS }).into();
+        let (cores, dir) = (Cores::new()?, TempDir::new()?);
+        Ok(Self { memtrace, memload, quick, rounds, cores, dir, stop })
+    }
+
     /// A number of stalls, a tenth of it where it has to be quick.
     pub fn count(&self, count: u64) -> u64 {
         if self.quick { count / 10 } else { count }
@@ -70,6 +111,7 @@ impl Setting {
 
     /// memtrace in this mode, its output in a file, on the core of the reader.
     pub fn start(&self, mode: Mode) -> Result<Tracer> {
+        ensure!(!self.stop.load(Ordering::Relaxed), "interrupted");
         Tracer::start(&self.memtrace, mode.args, &self.output(), &[self.cores.reader])
             .with_context(|| format!("cannot measure {}", mode.name))
     }
@@ -152,6 +194,21 @@ impl Churn {
             |key| field::<u64>(&text, key).with_context(|| format!("no `{key}` in `{path}`"));
         Ok((bytes("rchar:")? + bytes("wchar:")?) as f64 / SIZE as f64)
     }
+
+    /// The CPU time that its threads have taken so far.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        cpu_time(self.load.id())
+    }
+}
+
+/// A time in milliseconds.
+pub fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Bytes in MiB.
+pub fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// Has the kernel measure every run of every eBPF program, for as long as the result lives. That costs time as well.

@@ -28,7 +28,7 @@ const BEGIN: &str = "memcg_begin";
 const END: &str = "memcg_end";
 
 /// Nothing that memtrace does takes longer.
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_mins(1);
 
 /// How often a process is looked at while it comes to rest.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -124,10 +124,15 @@ impl Tracer {
         Runs::of(&self.programs.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     }
 
-    /// What the kernel counted of the ends of stalls at a cgroup's limit.
+    /// How often its programs of this name have run.
+    pub fn count(&self, name: &str) -> Result<u64> {
+        let named = self.programs.iter().filter(|(_, known)| known == name);
+        Ok(Runs::of(&named.map(|(id, _)| *id).collect::<Vec<_>>())?.count)
+    }
+
+    /// How many stalls at a cgroup's limit have ended.
     pub fn ends(&self) -> Result<u64> {
-        let ends = self.programs.iter().filter(|(_, name)| name == END);
-        Ok(Runs::of(&ends.map(|(id, _)| *id).collect::<Vec<_>>())?.count)
+        self.count(END)
     }
 
     /// The CPU time that it has taken so far, in user space and in the kernel.
@@ -144,7 +149,7 @@ impl Tracer {
             thread::sleep(PERIOD);
             let now = self.cpu_time()?;
             // It looks at its buffer several times a second, which takes some 20 us each.
-            let at_rest = now - before < PERIOD / 50;
+            let at_rest = now.saturating_sub(before) < PERIOD / 50;
             if at_rest && start.elapsed() >= least {
                 return Ok(now);
             }
@@ -257,7 +262,7 @@ pub fn programs_of(process: u32) -> Result<Vec<(u32, String)>> {
 }
 
 /// What /proc says of each file descriptor of a process.
-fn fdinfos(process: u32) -> Result<Vec<String>> {
+pub fn fdinfos(process: u32) -> Result<Vec<String>> {
     let path = format!("/proc/{process}/fdinfo");
     let dir = fs::read_dir(&path).with_context(|| format!("cannot read `{path}`"))?;
     // One can be closed by the time that it is looked at.

@@ -39,7 +39,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
         let note = if all { ", and all found room" } else { "" };
         rows.push(
             Row::new(format!("burst while stopped: {}", mode.name), "stalls", values)
-                .within(Budget::AtLeast(least))
+                .within(Budget::Least(least))
                 .noting(format!("{BURST} stalls of one thread{note}")),
         );
     }

@@ -52,7 +52,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
             let opened = tracer.pair()?;
             let before = tracer.come_to_rest(Duration::ZERO)?;
             setting.cores.flooding(|| opened.pair().flood(count, PACE))?;
-            let took = tracer.come_to_rest(PERIODIC)? - before;
+            let took = tracer.come_to_rest(PERIODIC)?.saturating_sub(before);
             let told = tracer.stop()?;
             ensure!(told.stalls > 0, "memtrace says of {count} stalls that there was none");
             values.push(micros(took) / told.stalls as f64);
@@ -67,7 +67,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     for (((mode, budget), values), lost) in MODES.into_iter().zip(values).zip(lost) {
         let row = Row::new(format!("CPU time: {}", mode.name), UNIT, values).against(name, &floor);
         let row = match budget {
-            Some(most) => row.within(Budget::AtMost(most)),
+            Some(most) => row.within(Budget::Most(most)),
             None => row,
         };
         rows.push(if lost > 0 { row.noting(format!("{lost} stalls were lost")) } else { row });

@@ -32,9 +32,9 @@ const ENOUGH: u64 = 100;
 /// A budget in nanoseconds, and in times of the empty pair.
 fn with_budget(row: Row, mode: Mode) -> Row {
     if mode == ROWS {
-        row.within(Budget::AtMostTimes(4.0)).within(Budget::AtMost(500.0))
+        row.within(Budget::MostTimes(4.0)).within(Budget::Most(500.0))
     } else if mode == HISTOGRAM {
-        row.within(Budget::AtMostTimes(3.0))
+        row.within(Budget::MostTimes(3.0))
     } else {
         row
     }
@@ -81,7 +81,7 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
     let mut floor = Vec::new();
     let mut peer = Ok(Vec::new());
     let mut values = MODES.map(|_| Vec::new());
-    let mut lost = 0;
+    let mut without_room = 0;
     for _ in 0..setting.rounds {
         let attached = empty.attach()?;
         floor.push(over(time, || Ok(in_pairs(Runs::of(&empty.ids()?)?)))?);
@@ -98,7 +98,7 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
         for (mode, values) in MODES.into_iter().zip(&mut values) {
             let tracer = setting.start(mode)?;
             values.push(over(time, || Ok((tracer.runs()?, tracer.ends()?)))?);
-            lost += tracer.stop()?.lost;
+            without_room += tracer.stop()?.lost;
         }
     }
     let mut rows = vec![Row::new("BPF time, churn: two empty programs", UNIT, floor.clone())];
@@ -111,9 +111,8 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
         let name = format!("BPF time, churn: {}", mode.name);
         rows.push(with_budget(Row::new(name, UNIT, values).against(FLOOR, &floor), mode));
     }
-    if lost > 0 {
-        let last = rows.pop();
-        rows.extend(last.map(|row| row.noting(format!("{lost} stalls found no room, in all"))));
+    if let Some(row) = rows.first_mut().filter(|_| without_room > 0) {
+        *row = row.clone().noting(format!("{without_room} stalls of all below found no room"));
     }
     Ok(rows)
 }

@@ -8,7 +8,7 @@ use crate::{
     flood::Pace,
     peers::Bpftrace,
     report::{Budget, Row},
-    setting::{HISTOGRAM, Mode, ROWS, Setting},
+    setting::{HISTOGRAM, Mode, ROWS, Setting, mib},
     tracer::memory_of,
 };
 
@@ -68,7 +68,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
         rows.extend([
             Row::new(name("peak resident memory"), UNIT, peak)
                 .against("bpftrace", &peer)
-                .within(Budget::AtMost(RESIDENT)),
+                .within(Budget::Most(RESIDENT)),
             Row::new(name("locked memory"), UNIT, locked),
             Row::new(name("kernel memory of the maps"), UNIT, maps),
         ]);
@@ -76,10 +76,6 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let size = fs::metadata(&setting.memtrace)
         .with_context(|| format!("cannot look at `{}`", setting.memtrace.display()))?
         .len();
-    rows.push(Row::new("size of the file", UNIT, vec![mib(size)]).within(Budget::AtMost(FILE)));
+    rows.push(Row::new("size of the file", UNIT, vec![mib(size)]).within(Budget::Most(FILE)));
     Ok(rows)
-}
-
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }

@@ -2,6 +2,7 @@
 
 pub mod burst;
 pub mod cpu;
+pub mod global;
 pub mod growth;
 pub mod kernel;
 pub mod memory;

@@ -69,8 +69,8 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
         rows.push(
             Row::new(format!("rate without loss: {}", mode.name), UNIT, kept)
                 .against("flood at full speed", &full)
-                .within(Budget::AtLeast(LEAST))
-                .within(Budget::AtLeastTimes(1.0))
+                .within(Budget::Least(LEAST))
+                .within(Budget::LeastTimes(1.0))
                 .noting(format!("kept up for {} s", long.as_secs())),
         );
     }

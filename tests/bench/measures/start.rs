@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    peers::Bpftrace,
+    peers::{Bpftrace, said},
     report::{Budget, Row},
-    setting::{ROWS, Setting},
+    setting::{ROWS, Setting, millis},
     tracer::Tracer,
 };
 
@@ -76,8 +76,8 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
         }
     };
     Ok(vec![
-        Row::new("start until attached", UNIT, attached).within(Budget::AtMost(ATTACHED)),
-        Row::new("end of a stall until its row", UNIT, shown).within(Budget::AtMost(SHOWN)),
+        Row::new("start until attached", UNIT, attached).within(Budget::Most(ATTACHED)),
+        Row::new("end of a stall until its row", UNIT, shown).within(Budget::Most(SHOWN)),
         other,
         Row::new(format!("{name}: memtrace"), UNIT, first).against("bpftrace", &peer),
     ])
@@ -102,7 +102,7 @@ fn first_row(stdout: impl Read) -> Result<()> {
 /// As long as bpftrace takes for the same.
 fn bpftrace() -> Result<Duration> {
     let mut command = Bpftrace::command(&["-B", "line", "-e", LINES])?;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let start = Instant::now();
     let mut child = command.spawn().context("cannot start bpftrace")?;
     let shown = child.stdout.take().context("no standard output").and_then(first_row);
@@ -110,9 +110,5 @@ fn bpftrace() -> Result<Duration> {
     // Both fail where it has ended, which is what is wanted.
     let _killed: std::io::Result<()> = child.kill();
     let _waited: std::io::Result<_> = child.wait();
-    shown.map(|()| took)
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
+    shown.map(|()| took).with_context(|| format!("bpftrace says: {}", said(child.stderr.take())))
 }
