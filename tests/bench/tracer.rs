@@ -27,6 +27,9 @@ const ATTACHED: &str = "Tracing ";
 const BEGIN: &str = "memcg_begin";
 const END: &str = "memcg_end";
 
+/// Beginning of the names of programs of classic tracepoints.
+const CLASSIC: &str = "tp_";
+
 /// Nothing that memtrace does takes longer.
 const LONGEST: Duration = Duration::from_mins(1);
 
@@ -114,7 +117,9 @@ impl Tracer {
     pub fn pair(&self) -> Result<Opened> {
         let id = |name| {
             let found = self.programs.iter().find(|(_, known)| known == name);
-            found.map(|(id, _)| *id).with_context(|| format!("memtrace has no program `{name}`"))
+            found.map(|(id, _)| *id).with_context(|| {
+                format!("memtrace has not loaded `{name}`: on this kernel it has other programs, which nobody but a tracepoint can run")
+            })
         };
         Opened::by_id(id(BEGIN)?, id(END)?)
     }
@@ -124,9 +129,10 @@ impl Tracer {
         Runs::of(&self.programs.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     }
 
-    /// How often its programs of this name have run.
+    /// How often its program of this name has run, in either of its two kinds.
     pub fn count(&self, name: &str) -> Result<u64> {
-        let named = self.programs.iter().filter(|(_, known)| known == name);
+        let is_named = |known: &str| known.strip_prefix(CLASSIC).unwrap_or(known) == name;
+        let named = self.programs.iter().filter(|(_, known)| is_named(known));
         Ok(Runs::of(&named.map(|(id, _)| *id).collect::<Vec<_>>())?.count)
     }
 

@@ -15,6 +15,7 @@ use tests::{host::require_guest, load::Load, wait::budget};
 
 use crate::{
     bpf,
+    measures::kernel::{in_pairs, over},
     peers::said,
     programs::{Empty, Runs},
     report::{Budget, Row},
@@ -41,9 +42,6 @@ const TIMES: f64 = 1.0 / 20.0;
 /// How long each has, in each round. Emulated machines are slow.
 const TIME: Duration = Duration::from_secs(8);
 
-/// As many stalls make a measurement.
-const ENOUGH: u64 = 50;
-
 /// How often one looks whether the peer is attached.
 const PERIOD: Duration = Duration::from_millis(2);
 
@@ -56,35 +54,28 @@ pub fn measure(setting: &Setting, drsnoop: &Path) -> Result<Vec<Row>> {
     let (mut floor, mut peer, mut values) = (Vec::new(), Vec::new(), MODES.map(|_| Vec::new()));
     let (mut attached, mut peer_attached) = (Vec::new(), Vec::new());
     let (mut resident, mut peer_resident) = (Vec::new(), Vec::new());
-    let args = ["churn", "--whole-machine", "--threads", "4", "--duration", "1h"];
+    // As long as there is memory, else it is the load that is measured.
+    for _ in 0..setting.rounds {
+        peer_attached.push(millis(Drsnoop::start(drsnoop, &setting.output())?.took));
+        attached.push(millis(setting.start(ROWS)?.took));
+    }
+    let args = ["churn", "--whole-machine", "--threads", "2", "--duration", "1h"];
     let mut load = Load::of(&setting.memload, &args)?;
     load.go()?;
     for _ in 0..setting.rounds {
         let links =
             [bpf::attach(empty.begin.as_fd(), BEGIN)?, bpf::attach(empty.end.as_fd(), END)?];
-        let before = Runs::of(&empty.ids()?)?;
-        thread::sleep(time);
-        floor.push(per_stall(Runs::of(&empty.ids()?)?.since(before))?);
+        floor.push(over(time, || Ok(in_pairs(Runs::of(&empty.ids()?)?)))?);
         drop(links);
 
         let drsnoop = Drsnoop::start(drsnoop, &setting.output())?;
-        peer_attached.push(millis(drsnoop.took));
-        let before = Runs::of(&drsnoop.programs)?;
-        thread::sleep(time);
-        peer.push(per_stall(Runs::of(&drsnoop.programs)?.since(before))?);
+        peer.push(over(time, || Ok(in_pairs(Runs::of(&drsnoop.programs)?)))?);
         peer_resident.push(mib(memory_of(drsnoop.child.id(), "VmHWM")?));
         drop(drsnoop);
 
         for (mode, values) in MODES.into_iter().zip(&mut values) {
             let tracer = setting.start(mode)?;
-            if mode == ROWS {
-                attached.push(millis(tracer.took));
-            }
-            let (before, stalls) = (tracer.runs()?, tracer.count(OURS)?);
-            thread::sleep(time);
-            let (runs, stalls) = (tracer.runs()?.since(before), tracer.count(OURS)? - stalls);
-            ensure!(stalls >= ENOUGH, "only {stalls} stalls in {time:?}");
-            values.push(runs.ns_per(stalls));
+            values.push(over(time, || Ok((tracer.runs()?, tracer.count(OURS)?)))?);
             if mode == ROWS {
                 resident.push(mib(tracer.memory("VmHWM")?));
             }
@@ -115,13 +106,6 @@ pub fn missing(why: Option<&str>) -> Row {
     let why = why.unwrap_or("not measured: `cargo xtask bench` does that in a guest");
     Row::missing(format!("guest, BPF time: {}", ROWS.name), UNIT, why)
         .within(Budget::MostTimes(TIMES))
-}
-
-/// Of a begin and an end program.
-fn per_stall(runs: Runs) -> Result<f64> {
-    let stalls = runs.count / 2;
-    ensure!(stalls >= ENOUGH, "only {stalls} stalls: the load makes none");
-    Ok(runs.ns_per(stalls))
 }
 
 /// A running drsnoop. It is killed when dropped.

@@ -1,8 +1,13 @@
 //! What a stall costs the thread that is stalled: the run time of memtrace's programs, by the kernel's own count.
 
-use std::{os::fd::AsFd as _, thread, time::Duration};
+use std::{
+    os::fd::AsFd as _,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
+use tests::wait::budget;
 
 use crate::{
     flood::{Pace, Pair},
@@ -118,19 +123,22 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
 }
 
 /// Runs of two programs, and how many stalls that were.
-fn in_pairs(runs: Runs) -> (Runs, u64) {
+pub fn in_pairs(runs: Runs) -> (Runs, u64) {
     (runs, runs.count / 2)
 }
 
-/// Nanoseconds for each stall during `time`, of the programs' runs and the number of stalls that `now` gives.
-fn over(time: Duration, now: impl Fn() -> Result<(Runs, u64)>) -> Result<f64> {
+/// Nanoseconds for each stall during `time`, or longer, until there were enough, of the programs' runs and the number of stalls that `now` gives.
+pub fn over(time: Duration, now: impl Fn() -> Result<(Runs, u64)>) -> Result<f64> {
     let (runs_before, stalls_before) = now()?;
-    thread::sleep(time);
-    let (runs, stalls) = now()?;
-    let stalls = stalls - stalls_before;
-    ensure!(
-        stalls >= ENOUGH,
-        "only {stalls} stalls in {time:?}: the load makes none, or the disk is too slow"
-    );
-    Ok(runs.since(runs_before).ns_per(stalls))
+    let start = Instant::now();
+    loop {
+        thread::sleep(time);
+        let (runs, stalls) = now()?;
+        let stalls = stalls - stalls_before;
+        if stalls >= ENOUGH {
+            return Ok(runs.since(runs_before).ns_per(stalls));
+        }
+        let took = start.elapsed();
+        ensure!(took < budget(), "only {stalls} stalls in {took:?}: the load makes none");
+    }
 }
