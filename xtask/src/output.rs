@@ -110,7 +110,7 @@ mod tests {
         let output = Output::keeping();
         output.copy(&mut &b"a\n\nb"[..]);
         output.copy(&mut &b"c\n"[..]);
-        assert_eq!(output.kept(), "a\n\nb\nc\n");
+        assert_eq!(output.kept(), "a\n\nbc\n");
         assert_eq!(Output::new(None).kept(), "");
     }
 
