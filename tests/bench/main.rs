@@ -19,7 +19,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 use holes::Holes;
@@ -168,13 +168,21 @@ fn measure(measuring: &Measuring) -> Result<()> {
         [] => Measure::value_variants(),
         only => only,
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for measure in measures {
         let name = measure.to_possible_value();
         let name = name.as_ref().map_or("", |value| value.get_name());
         eprintln!("bench: {name}");
-        let found = measure.run(&setting, measuring);
-        rows.extend(found.with_context(|| format!("cannot measure {name}"))?);
+        match measure.run(&setting, measuring) {
+            Ok(found) => rows.extend(found),
+            // What the others have found is not lost for it.
+            Err(err) => {
+                eprintln!("bench: cannot measure {name}: {err:#}");
+                rows.push(Row::missing(name, "", format!("{err:#}")));
+                failed.push(name.to_owned());
+            }
+        }
+        ensure!(!setting.is_stopped(), "interrupted");
     }
     let report = Report {
         kernel: host::kernel(),
@@ -190,6 +198,7 @@ fn measure(measuring: &Measuring) -> Result<()> {
         fs::write(path, text + "\n")
             .with_context(|| format!("cannot write `{}`", path.display()))?;
     }
+    ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
 }
 

@@ -68,8 +68,7 @@ pub struct Setting {
     pub cores: Cores,
     /// For what memtrace prints: on a disk.
     pub dir: TempDir,
-    /// Set when the bench shall end early.
-    pub stop: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
 }
 
 impl Setting {
@@ -94,6 +93,11 @@ impl Setting {
         Ok(Self { memtrace, memload, quick, rounds, cores, dir, stop })
     }
 
+    /// Whether the bench shall end early.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     /// A number of stalls, a tenth of it where it has to be quick.
     pub fn count(&self, count: u64) -> u64 {
         if self.quick { count / 10 } else { count }
@@ -111,7 +115,7 @@ impl Setting {
 
     /// memtrace in this mode, its output in a file, on the core of the reader.
     pub fn start(&self, mode: Mode) -> Result<Tracer> {
-        ensure!(!self.stop.load(Ordering::Relaxed), "interrupted");
+        ensure!(!self.is_stopped(), "interrupted");
         Tracer::start(&self.memtrace, mode.args, &self.output(), &[self.cores.reader])
             .with_context(|| format!("cannot measure {}", mode.name))
     }
