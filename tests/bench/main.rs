@@ -182,7 +182,7 @@ fn measure(measuring: &Measuring) -> Result<()> {
                 failed.push(name.to_owned());
             }
         }
-        ensure!(!setting.is_stopped(), "interrupted");
+        setting.ensure_going_on()?;
     }
     let report = Report {
         kernel: host::kernel(),

@@ -93,9 +93,10 @@ impl Setting {
         Ok(Self { memtrace, memload, quick, rounds, cores, dir, stop })
     }
 
-    /// Whether the bench shall end early.
-    pub fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+    /// Fails when the bench shall end early.
+    pub fn ensure_going_on(&self) -> Result<()> {
+        ensure!(!self.stop.load(Ordering::Relaxed), "interrupted");
+        Ok(())
     }
 
     /// A number of stalls, a tenth of it where it has to be quick.
@@ -115,7 +116,7 @@ impl Setting {
 
     /// memtrace in this mode, its output in a file, on the core of the reader.
     pub fn start(&self, mode: Mode) -> Result<Tracer> {
-        ensure!(!self.is_stopped(), "interrupted");
+        self.ensure_going_on()?;
         Tracer::start(&self.memtrace, mode.args, &self.output(), &[self.cores.reader])
             .with_context(|| format!("cannot measure {}", mode.name))
     }

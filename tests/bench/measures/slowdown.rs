@@ -66,6 +66,7 @@ fn slowdown(setting: &Setting, load: &Churn, mode: Mode, kind: LoadKind) -> Resu
     let cycles = (usual * setting.time(TIME).as_secs_f64() / CYCLE).round().max(1.0);
     let untraced = || Speed::of(load, cycles * CYCLE);
     let traced = || -> Result<Speed> {
+        setting.ensure_going_on()?;
         let Setting { memtrace, cores, .. } = setting;
         let tracer = Tracer::start(memtrace, mode.args, &setting.output(), &cores.all)?;
         let speed = Speed::of(load, cycles * CYCLE);

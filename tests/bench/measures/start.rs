@@ -84,6 +84,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
 }
 
 fn start(setting: &Setting) -> Result<(Tracer, std::process::ChildStdout)> {
+    setting.ensure_going_on()?;
     Tracer::start_piped(&setting.memtrace, ROWS.args, &[setting.cores.reader])
 }
 
