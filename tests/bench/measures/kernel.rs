@@ -23,10 +23,14 @@ const UNIT: &str = "ns/stall";
 const FLOOR: &str = "two empty programs";
 
 /// Stalls in each round of a flood.
-const FLOOD: u64 = 100_000;
+const FLOOD: u64 = 20_000;
 
-/// No faster than memtrace can read, so that no stall is measured that finds no room.
-const PACE: Pace = Pace::PerSecond(50_000.0);
+/// Stalls that find room, with kernel stacks as well, however long memtrace takes to read them. It is waited for after
+/// each such batch.
+const BATCH: u64 = 500;
+
+/// How long nothing comes between the batches of the empty pair: as long as memtrace takes at least.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long each program has for real stalls, in each round.
 const CHURN: Duration = Duration::from_secs(2);
@@ -56,13 +60,19 @@ pub fn flood(setting: &Setting) -> Result<Vec<Row>> {
     for _ in 0..setting.rounds {
         let pair = Pair { begin: empty.begin.as_fd(), end: empty.end.as_fd() };
         let before = Runs::of(&empty.ids()?)?;
-        setting.cores.flooding(|| pair.flood(count, PACE))?;
-        floor.push(Runs::of(&empty.ids()?)?.since(before).ns_per(count));
+        in_batches(setting, pair, count, || {
+            thread::sleep(PAUSE);
+            Ok(())
+        })?;
+        let (runs, stalls) = in_pairs(Runs::of(&empty.ids()?)?.since(before));
+        floor.push(runs.ns_per(stalls));
         for ((mode, values), lost) in MODES.into_iter().zip(&mut values).zip(&mut lost) {
             let tracer = setting.start(mode)?;
             let opened = tracer.pair()?;
             let (before, ends) = (tracer.runs()?, tracer.ends()?);
-            setting.cores.flooding(|| opened.pair().flood(count, PACE))?;
+            in_batches(setting, opened.pair(), count, || {
+                tracer.come_to_rest(Duration::ZERO).map(|_| ())
+            })?;
             let runs = tracer.runs()?.since(before);
             values.push(runs.ns_per(tracer.ends()? - ends));
             *lost += tracer.stop()?.lost;
@@ -75,6 +85,22 @@ pub fn flood(setting: &Setting) -> Result<Vec<Row>> {
         rows.push(if lost > 0 { row.noting(format!("{lost} stalls found no room")) } else { row });
     }
     Ok(rows)
+}
+
+/// Makes stalls, and waits after some of them.
+fn in_batches(
+    setting: &Setting,
+    pair: Pair<'_>,
+    count: u64,
+    wait: impl Fn() -> Result<()>,
+) -> Result<()> {
+    setting.cores.flooding(|| {
+        for _ in 0..count.div_ceil(BATCH) {
+            pair.flood(BATCH, Pace::Full)?;
+            wait()?;
+        }
+        Ok(())
+    })
 }
 
 /// Measures stalls of a load at its cgroup's limit: the caches are as the kernel's reclaim leaves them.
