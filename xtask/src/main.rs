@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 mod apt;
+mod bench;
 mod commands;
 #[expect(dead_code, reason = "memtrace's build script uses what is not used here")]
 mod ebpf;
@@ -19,6 +20,7 @@ mod setup;
 mod tally;
 mod test;
 
+use bench::Bench;
 use commands::Profile;
 use guest::Guest;
 use setup::Setup;
@@ -53,6 +55,8 @@ enum Command {
     Test(Test),
     /// Run memtrace's tests, or a command, on other kernels, each in an emulated machine of its own
     Guest(Guest),
+    /// Measure what memtrace costs, against peers and floors of the same run, and print a table. Takes half an hour
+    Bench(Bench),
     /// Format the sources
     Fmt {
         /// Only say what would change, and fail if anything would
@@ -97,6 +101,15 @@ fn run(args: Args) -> Result<ExitCode> {
             setup.tools()?;
             setup.guest()?;
             return commands::guest(&guest);
+        }
+        Command::Bench(bench) => {
+            process::need_root("the bench")?;
+            setup.tools()?;
+            if bench.peers {
+                setup.peers()?;
+                setup.guest()?;
+            }
+            bench::run(&bench)?;
         }
         Command::Fmt { check } => {
             setup.component("rustfmt")?;

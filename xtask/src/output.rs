@@ -11,12 +11,26 @@ pub struct Output {
     /// Put in front of each line, and lines are kept whole.
     prefix: Option<String>,
     tally: Mutex<Tally>,
+    /// What is for the caller, not to be printed.
+    kept: Option<Mutex<Vec<u8>>>,
 }
 
 impl Output {
     /// Nothing has come yet.
     pub fn new(prefix: Option<String>) -> Self {
-        Self { prefix, tally: Mutex::default() }
+        Self { prefix, tally: Mutex::default(), kept: None }
+    }
+
+    /// As [`Output::new`], where nothing is printed, but all kept.
+    pub fn keeping() -> Self {
+        Self { kept: Some(Mutex::default()), ..Self::new(None) }
+    }
+
+    /// What was kept so far.
+    pub fn kept(&self) -> String {
+        let kept =
+            self.kept.as_ref().map(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner));
+        kept.map_or_else(String::new, |kept| String::from_utf8_lossy(&kept).into_owned())
     }
 
     /// Prints all that comes.
@@ -63,6 +77,10 @@ impl Output {
     }
 
     fn print(&self, bytes: &[u8]) {
+        if let Some(kept) = &self.kept {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            return;
+        }
         let mut stdout = io::stdout().lock();
         // Whoever does not want the output any more still wants the status.
         let _unread: io::Result<()> =
@@ -85,6 +103,15 @@ mod tests {
         let of_one = Output::new(Some("6.1".to_owned()));
         assert_eq!(of_one.prefixed(b"a\n\nb\n"), b"6.1 | a\n6.1 | \n6.1 | b\n");
         assert_eq!(Output::new(None).prefixed(b"a\nb"), b"a\nb");
+    }
+
+    #[test]
+    fn what_is_kept_is_as_it_came() {
+        let output = Output::keeping();
+        output.copy(&mut &b"a\n\nb"[..]);
+        output.copy(&mut &b"c\n"[..]);
+        assert_eq!(output.kept(), "a\n\nbc\n");
+        assert_eq!(Output::new(None).kept(), "");
     }
 
     #[test]

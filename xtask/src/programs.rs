@@ -37,6 +37,13 @@ pub enum Kind {
     Tool,
 }
 
+/// Builds memtrace as it is shipped, memload and the bench.
+pub fn build_shipped(workspace: &Path) -> Result<Vec<Program>> {
+    let mut build = process::cargo();
+    build.args(["build", "--release", "--package=memtrace", "--package=tests", "--bins"]);
+    programs(&static_build(workspace, &mut build)?, &[])
+}
+
 /// Builds all of them.
 pub fn build(workspace: &Path) -> Result<Vec<Program>> {
     let mut metadata = process::cargo();
@@ -46,14 +53,21 @@ pub fn build(workspace: &Path) -> Result<Vec<Program>> {
 
     let mut build = process::cargo();
     build
-        .current_dir(workspace)
-        .args(["build", "--profile=tests", "--target", TARGET])
+        .args(["build", "--profile=tests"])
         .args(["--package=memtrace", "--package=tests", "--features=tests/guest"])
-        .args(["--bins", "--test=*", "--message-format=json-render-diagnostics"])
+        .args(["--bins", "--test=*"]);
+    programs(&static_build(workspace, &mut build)?, &guest_tests(&metadata))
+}
+
+/// Has cargo build what runs in guests, and gives what it says of it.
+fn static_build(workspace: &Path, build: &mut Command) -> Result<String> {
+    build
+        .current_dir(workspace)
+        .args(["--target", TARGET, "--message-format=json-render-diagnostics"])
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .stderr(Stdio::inherit());
-    programs(&process::output(&mut build)?, &guest_tests(&metadata))
+    process::output(build)
 }
 
 /// The tests that may only run in a guest.

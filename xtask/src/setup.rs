@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::apt::{self, Policy};
+use crate::bench;
 use crate::ebpf::search::{
     DEBIAN_LLVM, Found, LINKER_VERSION, Missing, Places, TOOLCHAIN_VARIABLE, Toolchain, number,
 };
@@ -30,6 +31,9 @@ const GUEST: [&str; 8] = [
     "e2fsprogs",
     "debian-archive-keyring",
 ];
+
+/// Other tracers.
+const PEERS: [&str; 2] = ["bpftrace", "libbpf-tools"];
 
 /// The newest LLVM that bpf-linker can be built with.
 const NEWEST_LLVM: u32 = 23;
@@ -117,6 +121,19 @@ impl Setup {
             bail!("everything is installed, and yet this is missing: {}", missing.join(", "));
         }
         Ok(())
+    }
+
+    /// Makes sure of the tracers that the bench compares memtrace with.
+    pub fn peers(&self) -> Result<()> {
+        let are_there = [process::on_path(PEERS[0]), Path::new(bench::DRSNOOP).is_file()];
+        let missing = PEERS.into_iter().zip(are_there).filter(|(_, is_there)| !is_there);
+        let missing: Vec<_> = missing.map(|(package, _)| package.to_owned()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        eprintln!("missing: {}, to compare with", missing.join(", "));
+        let plan = self.plan(|_| Plan { packages: missing.clone(), linker: None })?;
+        self.carry_out(&plan)
     }
 
     /// Makes the plan that fits what apt has to offer, and finds out whether it can be carried out.
@@ -294,6 +311,7 @@ fn known_packages() -> Vec<String> {
         .into_iter()
         .chain(["rust-web-clippy"])
         .chain(GUEST)
+        .chain(PEERS)
         .map(str::to_owned)
         .chain(llvm)
         .collect()

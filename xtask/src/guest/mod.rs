@@ -73,6 +73,8 @@ pub struct Options {
 pub enum Work<'a> {
     /// A command, word by word.
     Command(&'a [String]),
+    /// The same, whose output the caller wants for itself.
+    Asked(&'a [String]),
     /// The tests whose names contain one of these, or all tests.
     Tests(&'a [String]),
 }
@@ -83,6 +85,8 @@ pub struct Outcome {
     pub kernel: String,
     /// The exit status, or why there is none.
     pub status: Result<u8>,
+    /// What was printed, where it was asked for.
+    pub said: String,
     /// The results of tests.
     pub tally: Tally,
     /// How long it took.
@@ -92,7 +96,7 @@ pub struct Outcome {
 impl Outcome {
     /// Says it in one line, that of tests with their results.
     pub fn line(&self, of_tests: bool) -> String {
-        let Self { kernel, status, tally, took } = self;
+        let Self { kernel, status, said: _, tally, took } = self;
         match status {
             Ok(0) if of_tests => format!("{kernel}: {}", tally.shown(*took)),
             Ok(_) if of_tests => format!("error: {kernel}: {}", tally.shown(*took)),
@@ -117,7 +121,9 @@ pub fn run(
     work: &Work<'_>,
 ) -> Result<Vec<Outcome>> {
     let (boots, script) = match work {
-        Work::Command(command) => (vec![boots::USUAL], shell_command(command)),
+        Work::Command(command) | Work::Asked(command) => {
+            (vec![boots::USUAL], shell_command(command))
+        }
         Work::Tests(filters) => boots::tests(programs, filters)?,
     };
     if boots.is_empty() {
@@ -169,12 +175,16 @@ pub fn run(
         } else {
             format!("{} {}", kernel.name, boot.name)
         };
-        let output = Output::new((guests.len() > 1).then(|| name.clone()));
+        let output = match work {
+            Work::Asked(_) => Output::keeping(),
+            _ => Output::new((guests.len() > 1).then(|| name.clone())),
+        };
         let start = Instant::now();
         let status = boot_guest(&machine, &name, scratch.path(), &output, &stop);
         let took = start.elapsed();
         let status = status.with_context(|| name);
-        Outcome { kernel: kernel.name.clone(), status, tally: output.into_tally(), took }
+        let said = output.kept();
+        Outcome { kernel: kernel.name.clone(), status, said, tally: output.into_tally(), took }
     });
     if stop.load(Ordering::Relaxed) {
         bail!("interrupted");
@@ -196,6 +206,7 @@ fn by_kernel(outcomes: Vec<Outcome>) -> Vec<Outcome> {
             kernels.push(outcome);
             continue;
         };
+        known.said.push_str(&outcome.said);
         known.tally.add(outcome.tally);
         known.took += outcome.took;
         if matches!(known.status, Ok(0)) {
@@ -282,6 +293,7 @@ mod tests {
         let outcome = |kernel: &str, status| Outcome {
             kernel: kernel.to_owned(),
             status,
+            said: String::new(),
             tally: Tally::default(),
             took: Duration::from_secs(2),
         };

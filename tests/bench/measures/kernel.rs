@@ -1,0 +1,170 @@
+//! What a stall costs the thread that is stalled: the run time of memtrace's programs, by the kernel's own count.
+
+use std::{
+    os::fd::AsFd as _,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use tests::wait::budget;
+
+use crate::{
+    flood::{Pace, Pair},
+    peers,
+    programs::{Empty, Runs},
+    report::{Budget, Row},
+    setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, STACKS, Setting, measure_runs},
+};
+
+const MODES: [Mode; 5] = [ROWS, EXTENDED, STACKS, JSON, HISTOGRAM];
+
+const UNIT: &str = "ns/stall";
+const FLOOR: &str = "two empty programs";
+
+/// Stalls in each round of a flood.
+const FLOOD: u64 = 20_000;
+
+/// Stalls that find room, with kernel stacks as well, however long memtrace takes to read them. It is waited for after
+/// each such batch.
+const BATCH: u64 = 500;
+
+/// How long nothing comes between the batches of the empty pair: as long as memtrace takes at least.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long each program has for real stalls, in each round.
+const CHURN: Duration = Duration::from_secs(2);
+
+/// As many real stalls make a measurement.
+const ENOUGH: u64 = 100;
+
+/// A budget in nanoseconds, and in times of the empty pair.
+fn with_budget(row: Row, mode: Mode) -> Row {
+    if mode == ROWS {
+        row.within(Budget::MostTimes(4.0)).within(Budget::Most(500.0))
+    } else if mode == HISTOGRAM {
+        row.within(Budget::MostTimes(3.0))
+    } else {
+        row
+    }
+}
+
+/// Measures stalls that are made one right after the other, on one core, with all that they touch in its caches.
+pub fn flood(setting: &Setting) -> Result<Vec<Row>> {
+    let _measuring = measure_runs()?;
+    let count = setting.count(FLOOD);
+    let empty = Empty::load()?;
+    let mut floor = Vec::new();
+    let mut values = MODES.map(|_| Vec::new());
+    let mut lost = MODES.map(|_| 0);
+    for _ in 0..setting.rounds {
+        let pair = Pair { begin: empty.begin.as_fd(), end: empty.end.as_fd() };
+        let before = Runs::of(&empty.ids()?)?;
+        in_batches(setting, pair, count, || {
+            thread::sleep(PAUSE);
+            Ok(())
+        })?;
+        let (runs, stalls) = in_pairs(Runs::of(&empty.ids()?)?.since(before));
+        floor.push(runs.ns_per(stalls));
+        for ((mode, values), lost) in MODES.into_iter().zip(&mut values).zip(&mut lost) {
+            let tracer = setting.start(mode)?;
+            let opened = tracer.pair()?;
+            let (before, ends) = (tracer.runs()?, tracer.ends()?);
+            in_batches(setting, opened.pair(), count, || {
+                tracer.come_to_rest(Duration::ZERO).map(|_| ())
+            })?;
+            let runs = tracer.runs()?.since(before);
+            values.push(runs.ns_per(tracer.ends()? - ends));
+            *lost += tracer.stop()?.lost;
+        }
+    }
+    let mut rows = vec![Row::new("BPF time, flood: two empty programs", UNIT, floor.clone())];
+    for ((mode, values), lost) in MODES.into_iter().zip(values).zip(lost) {
+        let name = format!("BPF time, flood: {}", mode.name);
+        let row = with_budget(Row::new(name, UNIT, values).against(FLOOR, &floor), mode);
+        rows.push(if lost > 0 { row.noting(format!("{lost} stalls found no room")) } else { row });
+    }
+    Ok(rows)
+}
+
+/// Makes stalls, and waits after some of them.
+fn in_batches(
+    setting: &Setting,
+    pair: Pair<'_>,
+    count: u64,
+    wait: impl Fn() -> Result<()>,
+) -> Result<()> {
+    setting.cores.flooding(|| {
+        for _ in 0..count.div_ceil(BATCH) {
+            pair.flood(BATCH, Pace::Full)?;
+            wait()?;
+        }
+        Ok(())
+    })
+}
+
+/// Measures stalls of a load at its cgroup's limit: the caches are as the kernel's reclaim leaves them.
+pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
+    let _measuring = measure_runs()?;
+    let time = setting.time(CHURN);
+    let _load = setting.churn()?;
+    let empty = Empty::load()?;
+    let mut floor = Vec::new();
+    let mut peer = Ok(Vec::new());
+    let mut values = MODES.map(|_| Vec::new());
+    let mut without_room = 0;
+    for _ in 0..setting.rounds {
+        let attached = empty.attach()?;
+        floor.push(over(time, || Ok(in_pairs(Runs::of(&empty.ids()?)?)))?);
+        drop(attached);
+        if let Ok(values) = &mut peer {
+            match peers::Bpftrace::histogram() {
+                Ok(bpftrace) => {
+                    let ids = bpftrace.programs();
+                    values.push(over(time, || Ok(in_pairs(Runs::of(ids)?)))?);
+                }
+                Err(err) => peer = Err(err),
+            }
+        }
+        for (mode, values) in MODES.into_iter().zip(&mut values) {
+            let tracer = setting.start(mode)?;
+            values.push(over(time, || Ok((tracer.runs()?, tracer.ends()?)))?);
+            without_room += tracer.stop()?.lost;
+        }
+    }
+    let mut rows = vec![Row::new("BPF time, churn: two empty programs", UNIT, floor.clone())];
+    let name = "BPF time, churn: bpftrace hist()";
+    rows.push(match peer {
+        Ok(values) => Row::new(name, UNIT, values).against(FLOOR, &floor),
+        Err(err) => Row::missing(name, UNIT, format!("{err:#}")),
+    });
+    for (mode, values) in MODES.into_iter().zip(values) {
+        let name = format!("BPF time, churn: {}", mode.name);
+        rows.push(with_budget(Row::new(name, UNIT, values).against(FLOOR, &floor), mode));
+    }
+    if let Some(row) = rows.first_mut().filter(|_| without_room > 0) {
+        *row = row.clone().noting(format!("{without_room} stalls of all below found no room"));
+    }
+    Ok(rows)
+}
+
+/// Runs of two programs, and how many stalls that were.
+pub fn in_pairs(runs: Runs) -> (Runs, u64) {
+    (runs, runs.count / 2)
+}
+
+/// Nanoseconds for each stall during `time`, or longer, until there were enough, of the programs' runs and the number of stalls that `now` gives.
+pub fn over(time: Duration, now: impl Fn() -> Result<(Runs, u64)>) -> Result<f64> {
+    let (runs_before, stalls_before) = now()?;
+    let start = Instant::now();
+    loop {
+        thread::sleep(time);
+        let (runs, stalls) = now()?;
+        let stalls = stalls - stalls_before;
+        if stalls >= ENOUGH {
+            return Ok(runs.since(runs_before).ns_per(stalls));
+        }
+        let took = start.elapsed();
+        ensure!(took < budget(), "only {stalls} stalls in {took:?}: the load makes none");
+    }
+}

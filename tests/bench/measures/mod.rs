@@ -1,0 +1,11 @@
+//! The measures: one file for each question, each gives rows of the report.
+
+pub mod burst;
+pub mod cpu;
+pub mod global;
+pub mod growth;
+pub mod kernel;
+pub mod memory;
+pub mod rate;
+pub mod slowdown;
+pub mod start;
