@@ -10,7 +10,7 @@ use anyhow::Result;
 use tests::{
     cgroup::{Cgroup, TEST},
     compare::match_up,
-    host::zones,
+    host::{is_guest, zones},
     load::{Churning, HITS, LIMIT, Load, THREAD_BYTES, limited_cgroup},
     oracle::Detail,
     rows::Output,
@@ -21,7 +21,8 @@ use tests::{
 /// Fewer stalls than this prove nothing.
 const ENOUGH: usize = 500;
 
-/// Where more threads than this want to run, how far two measurements are apart says nothing.
+/// Where more threads than this want to run, how far two measurements are apart says nothing, and
+/// memtrace has to wait so long that more stalls than usual wait for it.
 const MOST_TIMED: usize = 8;
 
 fn memload() -> &'static Path {
@@ -38,18 +39,23 @@ struct Threads {
     at_once: usize,
 }
 
-/// Compares the reclaim of a load, until it has stalled often `enough`, and so many of its `threads`
-/// have.
-fn compare_churn(what: &Churning<'_>, enough: usize, threads: usize) -> Result<Threads> {
+/// Compares the reclaim of a load, which is let `work` until it has stalled often `enough`.
+fn compare_churn(
+    what: &Churning<'_>,
+    enough: usize,
+    work: impl FnOnce(&mut Load, &Memtrace) -> Result<()>,
+) -> Result<Threads> {
     let mut load = Load::churn(memload(), what)?;
     let (pid, workers) = (load.id(), load.workers().into_iter().collect());
-    let watched = watch("drsnoop", &[], |memtrace| {
-        load.work_until_shown(memtrace, enough, threads)?;
+    let is_timed = what.threads <= MOST_TIMED;
+    let args = if is_timed { &[][..] } else { &["--buffer-size", "32M"] };
+    let watched = watch("drsnoop", args, |memtrace| {
+        work(&mut load, memtrace)?;
         load.stop().map(drop)
     })?;
     watched.assert_same_fields();
     let matched = watched.matched();
-    if what.threads <= MOST_TIMED {
+    if is_timed {
         matched.assert_times_agree();
     }
 
@@ -80,7 +86,10 @@ fn compare_churn(what: &Churning<'_>, enough: usize, threads: usize) -> Result<T
 fn compare_all_of(threads: usize) -> Result<()> {
     let cgroup = limited_cgroup()?;
     let what = Churning { threads, ..Churning::new(&cgroup) };
-    let Threads { workers, stalled, at_once: _ } = compare_churn(&what, ENOUGH, threads)?;
+    let Threads { workers, stalled, at_once: _ } =
+        compare_churn(&what, ENOUGH, |load, memtrace| {
+            load.work_until_shown(memtrace, ENOUGH, threads)
+        })?;
     assert_eq!(workers.len(), threads, "threads that work: {workers:?}");
     let idle: Vec<_> = workers.difference(&stalled).collect();
     assert!(idle.is_empty(), "{idle:?} of {workers:?} never stalled, but {stalled:?} did");
@@ -97,21 +106,28 @@ fn more_threads_than_cpus_at_once() -> Result<()> {
     compare_all_of(8)
 }
 
-/// Most of them stall within moments, and at the same time. The last ones may have to wait for their
-/// turn on a CPU, while the others stall again and again.
+/// Many of them stall at the same time. Memtrace, which is one thread more, has to wait for its turn on
+/// a CPU as they do: it may show them only later, which its buffer must have room for.
 #[test]
 fn two_hundred_threads() -> Result<()> {
     const THREADS: usize = 200;
-    const MOST: usize = 150;
-    // Where reclaim takes microseconds, few are in it at the same time; in a guest most are.
-    const AT_ONCE: usize = 4;
-    let cgroup = Cgroup::limited(TEST, LIMIT + THREADS as u64 * THREAD_BYTES)?;
+    const MOST: usize = 100;
+    // More than both CPUs of a small machine run.
+    const AT_ONCE: usize = 3;
+    // What each of them writes cannot be reclaimed before it is on the disk.
+    let cgroup = Cgroup::limited(TEST, LIMIT + THREADS as u64 * 2 * THREAD_BYTES)?;
     let what = Churning { threads: THREADS, ..Churning::new(&cgroup) };
-    let Threads { workers, stalled, at_once } = compare_churn(&what, MOST, MOST)?;
+    let Threads { workers, stalled, at_once } = compare_churn(&what, MOST, |load, _| {
+        load.work(&cgroup, if is_guest() { HITS } else { 4 * HITS })
+    })?;
     let count = workers.intersection(&stalled).count();
     assert!(count >= MOST, "only {count} of {} threads stalled", workers.len());
     println!("{at_once} of {count} stalled at once");
-    assert!(at_once >= AT_ONCE, "never more than {at_once} of {count} stalled at once");
+    // Where reclaim takes microseconds, few are in it at the same time.
+    assert!(
+        !is_guest() || at_once >= AT_ONCE,
+        "never more than {at_once} of {count} stalled at once"
+    );
     Ok(())
 }
 
@@ -121,7 +137,9 @@ fn threads_that_come_and_go() -> Result<()> {
     let cgroup = limited_cgroup()?;
     let what = Churning { brief: true, ..Churning::new(&cgroup) };
     let Threads { workers, stalled, at_once: _ } =
-        compare_churn(&what, ENOUGH, MANY + what.threads)?;
+        compare_churn(&what, ENOUGH, |load, memtrace| {
+            load.work_until_shown(memtrace, ENOUGH, MANY + what.threads)
+        })?;
     let came = stalled.difference(&workers).count();
     assert!(came >= MANY, "only {came} threads stalled: {stalled:?}");
     Ok(())
