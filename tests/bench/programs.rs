@@ -28,21 +28,30 @@ pub const END: &CStr = c"mm_vmscan_memcg_reclaim_end";
 /// Return 0.
 const RETURN: [Instruction; 2] = [instruction(0xb7, 0, 0, 0, 0), instruction(0x95, 0, 0, 0, 0)];
 
-/// Two programs of two instructions each: what it costs to be called at all.
+/// What nothing that measures stalls can do without: a program for the begin and one for the end.
 #[derive(Debug)]
-pub struct Empty {
+pub struct Floor {
     /// For the begin of a stall.
     pub begin: OwnedFd,
     /// For its end.
     pub end: OwnedFd,
 }
 
-impl Empty {
-    /// Loads them.
-    pub fn load() -> Result<Self> {
+impl Floor {
+    /// Two programs of two instructions each: what it costs to be called at all.
+    pub fn empty() -> Result<Self> {
+        Self::load(&RETURN)
+    }
+
+    /// Two programs that read the clock, `bpf_ktime_get_ns()`, and do nothing with it.
+    pub fn clock() -> Result<Self> {
+        Self::load(&[&[instruction(0x85, 0, 0, 0, 5)], &RETURN[..]].concat())
+    }
+
+    fn load(program: &[Instruction]) -> Result<Self> {
         Ok(Self {
-            begin: bpf::load("bench_begin", &RETURN)?,
-            end: bpf::load("bench_end", &RETURN)?,
+            begin: bpf::load("bench_begin", program)?,
+            end: bpf::load("bench_end", program)?,
         })
     }
 

@@ -13,7 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::{
     flood::{Pace, Pair},
     host::pin,
-    programs::{Empty, RECORD, Writer},
+    programs::{Floor, RECORD, Writer},
     report::{Budget, Row},
     setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, Setting},
 };
@@ -87,7 +87,7 @@ fn losses(lost: u64) -> String {
 /// The CPU time of a thread that reads records and does nothing with them, and how many it has read.
 fn read_only(setting: &Setting, count: u64) -> Result<(Duration, u64)> {
     let Writer { program, mut ring } = Writer::load(RING)?;
-    let empty = Empty::load()?;
+    let empty = Floor::empty()?;
     let pair = Pair { begin: empty.begin.as_fd(), end: program.as_fd() };
     let written = AtomicBool::new(false);
     thread::scope(|scope| {

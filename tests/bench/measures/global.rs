@@ -17,7 +17,7 @@ use crate::{
     bpf,
     measures::kernel::{in_pairs, over},
     peers::said,
-    programs::{Empty, Runs},
+    programs::{Floor, Runs},
     report::{Budget, Row},
     setting::{HISTOGRAM, Mode, ROWS, Setting, measure_runs, mib, millis},
     tracer::{fdinfos, memory_of, programs_of},
@@ -50,7 +50,7 @@ pub fn measure(setting: &Setting, drsnoop: &Path) -> Result<Vec<Row>> {
     require_guest();
     let _measuring = measure_runs()?;
     let time = setting.time(TIME);
-    let empty = Empty::load()?;
+    let empty = Floor::empty()?;
     let (mut floor, mut peer, mut values) = (Vec::new(), Vec::new(), MODES.map(|_| Vec::new()));
     let (mut attached, mut peer_attached) = (Vec::new(), Vec::new());
     let (mut resident, mut peer_resident) = (Vec::new(), Vec::new());

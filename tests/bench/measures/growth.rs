@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     flood::Pair,
-    programs::{Empty, Runs},
+    programs::{Floor, Runs},
     report::{Budget, Row},
     setting::{HISTOGRAM, Mode, ROWS, Setting, measure_runs},
 };
@@ -27,7 +27,7 @@ const TIMES: f64 = 1.2;
 pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let _measuring = measure_runs()?;
     let count = setting.count(FLOOD);
-    let empty = Empty::load()?;
+    let empty = Floor::empty()?;
     let mut floor = THREADS.map(|_| Vec::new());
     let mut values = MODES.map(|_| THREADS.map(|_| Vec::new()));
     for _ in 0..setting.rounds {

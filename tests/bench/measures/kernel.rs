@@ -12,7 +12,7 @@ use tests::wait::budget;
 use crate::{
     flood::{Pace, Pair},
     peers,
-    programs::{Empty, Runs},
+    programs::{Floor, Runs},
     report::{Budget, Row},
     setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, STACKS, Setting, measure_runs},
 };
@@ -21,6 +21,7 @@ const MODES: [Mode; 5] = [ROWS, EXTENDED, STACKS, JSON, HISTOGRAM];
 
 const UNIT: &str = "ns/stall";
 const FLOOR: &str = "two empty programs";
+const CLOCK: &str = "two that read the clock";
 
 /// Stalls in each round of a flood.
 const FLOOD: u64 = 20_000;
@@ -53,19 +54,21 @@ fn with_budget(row: Row, mode: Mode) -> Row {
 pub fn flood(setting: &Setting) -> Result<Vec<Row>> {
     let _measuring = measure_runs()?;
     let count = setting.count(FLOOD);
-    let empty = Empty::load()?;
-    let mut floor = Vec::new();
+    let (empty, clock) = (Floor::empty()?, Floor::clock()?);
+    let [mut floor, mut clocks] = [Vec::new(), Vec::new()];
     let mut values = MODES.map(|_| Vec::new());
     let mut lost = MODES.map(|_| 0);
     for _ in 0..setting.rounds {
-        let pair = Pair { begin: empty.begin.as_fd(), end: empty.end.as_fd() };
-        let before = Runs::of(&empty.ids()?)?;
-        in_batches(setting, pair, count, || {
-            thread::sleep(PAUSE);
-            Ok(())
-        })?;
-        let (runs, stalls) = in_pairs(Runs::of(&empty.ids()?)?.since(before));
-        floor.push(runs.ns_per(stalls));
+        for (programs, values) in [(&empty, &mut floor), (&clock, &mut clocks)] {
+            let pair = Pair { begin: programs.begin.as_fd(), end: programs.end.as_fd() };
+            let before = Runs::of(&programs.ids()?)?;
+            in_batches(setting, pair, count, || {
+                thread::sleep(PAUSE);
+                Ok(())
+            })?;
+            let (runs, stalls) = in_pairs(Runs::of(&programs.ids()?)?.since(before));
+            values.push(runs.ns_per(stalls));
+        }
         for ((mode, values), lost) in MODES.into_iter().zip(&mut values).zip(&mut lost) {
             let tracer = setting.start(mode)?;
             let opened = tracer.pair()?;
@@ -78,13 +81,21 @@ pub fn flood(setting: &Setting) -> Result<Vec<Row>> {
             *lost += tracer.stop()?.lost;
         }
     }
-    let mut rows = vec![Row::new("BPF time, flood: two empty programs", UNIT, floor.clone())];
+    let mut rows = floors("flood", &floor, clocks);
     for ((mode, values), lost) in MODES.into_iter().zip(values).zip(lost) {
         let name = format!("BPF time, flood: {}", mode.name);
         let row = with_budget(Row::new(name, UNIT, values).against(FLOOR, &floor), mode);
         rows.push(if lost > 0 { row.noting(format!("{lost} stalls found no room")) } else { row });
     }
     Ok(rows)
+}
+
+/// The rows of what nothing that measures stalls can do without.
+fn floors(load: &str, empty: &[f64], clock: Vec<f64>) -> Vec<Row> {
+    vec![
+        Row::new(format!("BPF time, {load}: {FLOOR}"), UNIT, empty.to_vec()),
+        Row::new(format!("BPF time, {load}: {CLOCK}"), UNIT, clock).against(FLOOR, empty),
+    ]
 }
 
 /// Makes stalls, and waits after some of them.
@@ -108,15 +119,16 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
     let _measuring = measure_runs()?;
     let time = setting.time(CHURN);
     let _load = setting.churn()?;
-    let empty = Empty::load()?;
-    let mut floor = Vec::new();
+    let (empty, clock) = (Floor::empty()?, Floor::clock()?);
+    let [mut floor, mut clocks] = [Vec::new(), Vec::new()];
     let mut peer = Ok(Vec::new());
     let mut values = MODES.map(|_| Vec::new());
     let mut without_room = 0;
     for _ in 0..setting.rounds {
-        let attached = empty.attach()?;
-        floor.push(over(time, || Ok(in_pairs(Runs::of(&empty.ids()?)?)))?);
-        drop(attached);
+        for (programs, values) in [(&empty, &mut floor), (&clock, &mut clocks)] {
+            let _attached = programs.attach()?;
+            values.push(over(time, || Ok(in_pairs(Runs::of(&programs.ids()?)?)))?);
+        }
         if let Ok(values) = &mut peer {
             match peers::Bpftrace::histogram() {
                 Ok(bpftrace) => {
@@ -132,7 +144,7 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
             without_room += tracer.stop()?.lost;
         }
     }
-    let mut rows = vec![Row::new("BPF time, churn: two empty programs", UNIT, floor.clone())];
+    let mut rows = floors("churn", &floor, clocks);
     let name = "BPF time, churn: bpftrace hist()";
     rows.push(match peer {
         Ok(values) => Row::new(name, UNIT, values).against(FLOOR, &floor),

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     flood::{Pace, Pair},
-    programs::Empty,
+    programs::Floor,
     report::{Budget, Row},
     setting::{HISTOGRAM, Mode, ROWS, Setting},
 };
@@ -35,7 +35,7 @@ const STEP: f64 = 0.93;
 
 /// Measures it.
 pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
-    let empty = Empty::load()?;
+    let empty = Floor::empty()?;
     let long = if setting.quick { LONG_ENOUGH } else { LONG };
     let mut floor = Vec::new();
     let mut values = MODES.map(|_| (Vec::new(), Vec::new()));
