@@ -58,6 +58,17 @@ fn full_ring_buffer() -> Result<()> {
 }
 
 #[test]
+fn histograms_of_a_stopped_reader_lose_nothing() -> Result<()> {
+    let (finished, count) = starve(|args| Memtrace::start(args), &["--json", "-H"])?;
+    let Output { rows: _, summary, histograms } = Output::parse(&finished.stdout)?;
+    summary.assert_nothing_lost();
+    assert_eq!(summary.stalls, count, "those of the oracle, although 4 KiB hold some dozens");
+    let counts = histograms.iter().filter_map(|histogram| histogram["count"].as_u64());
+    assert_eq!(counts.sum::<u64>(), count);
+    Ok(())
+}
+
+#[test]
 fn full_ring_buffer_for_people() -> Result<()> {
     let (finished, count) = starve(|args| Memtrace::start(args), &[])?;
     let summary = finished.summary();

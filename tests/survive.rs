@@ -351,9 +351,10 @@ fn too_little_of_anything_is_said_in_one_line() {
 
 #[test]
 fn what_is_just_enough_is() {
-    let limits: [Change; 4] = [
+    let limits: [Change; 5] = [
         || limit(Resource::Nofile, 8, 1024),
-        || limit(Resource::As, 64 << 20, 64 << 20),
+        || limit(Resource::As, 24 << 20, 24 << 20),
+        || limit(Resource::Data, 24 << 20, 24 << 20),
         || limit(Resource::Memlock, 0, 0),
         || limit(Resource::Stack, 512 << 10, 512 << 10),
     ];

@@ -7,12 +7,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Descriptors that maps, probes and what they are attached with take at most while they are loaded,
 /// with some to spare.
 const FILES: u64 = 128;
-/// Bytes of memory, beside the buffer, that starting and tracing take at most, with some to spare.
+/// Bytes of memory that starting and tracing take at most, with some to spare.
 const MEMORY: u64 = 24 << 20;
 
-/// Checks the limits for a run with a buffer of so many bytes. A soft limit on open files that is too
-/// low is raised, as every process may.
-pub fn check(buffer: u32) -> Result<()> {
+/// Checks the limits. A soft limit on open files that is too low is raised, as every process may.
+pub fn check() -> Result<()> {
     let files = getrlimit(Resource::Nofile);
     if files.current.is_some_and(|soft| soft < FILES) {
         let enough = Rlimit { current: Some(FILES), ..files };
@@ -23,15 +22,11 @@ pub fn check(buffer: u32) -> Result<()> {
             bail!("{FILES} open files are needed, and {allowed} allowed: raise `ulimit -n`");
         }
     }
-    // Data are what is not shared with the kernel.
-    let with_buffer = MEMORY + u64::from(buffer);
-    for (resource, option, needed) in
-        [(Resource::As, 'v', with_buffer), (Resource::Data, 'd', MEMORY)]
-    {
+    for (resource, option) in [(Resource::As, 'v'), (Resource::Data, 'd')] {
         if let Some(allowed) = getrlimit(resource).current
-            && allowed < needed
+            && allowed < MEMORY
         {
-            let [needed, allowed] = [needed, allowed].map(|bytes| bytes >> 10);
+            let [needed, allowed] = [MEMORY, allowed].map(|bytes| bytes >> 10);
             bail!(
                 "{needed} KiB of memory are needed, and {allowed} allowed: raise `ulimit -{option}`"
             );

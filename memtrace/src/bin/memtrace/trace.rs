@@ -43,7 +43,7 @@ const COMPARE_CLOCKS_EVERY: Duration = Duration::from_secs(1);
 
 /// Traces as `config` says.
 pub fn run(config: &Config) -> Result<()> {
-    limits::check(config.request.buffer_size)?;
+    limits::check()?;
     if config.verbosity == Verbosity::Verbose {
         env_logger::Builder::new()
             .filter_module("memtrace", log::LevelFilter::Debug)
