@@ -141,7 +141,9 @@ fn set_owner(slot: *mut Slot, key: u32) {
 }
 
 /// Takes the slot if it is free. Of several at once at most one gets it: only who finds nobody but
-/// itself. Before 5.12 there is no other atomic operation than to add.
+/// itself. Before 5.12 there is no other atomic operation than to add. On x86_64 that orders all reads
+/// and writes around it; where it does not (arm64), an owner could be overwritten by the one before,
+/// and its stall be counted as one without a begin.
 #[inline(always)]
 fn claim(slot: *mut Slot) -> bool {
     // SAFETY: as above; only the address of a part is taken.

@@ -63,7 +63,7 @@ pub struct Request {
     pub tell_apart: Option<By>,
     /// Size of the ring buffer in bytes; made a power of two of at least a page.
     pub buffer_size: u32,
-    /// How many threads can be in a stall at once.
+    /// How many threads can be in a stall at once, at least.
     pub max_stalled: u32,
     /// Whether the probes log what they cannot deliver.
     pub log: bool,
@@ -236,15 +236,22 @@ impl Live {
     /// The next finished stall, if one is waiting.
     pub fn next_stall(&mut self) -> Result<Option<Stall>, LiveError> {
         loop {
-            match self.ring.next(decode::stall).map_err(LiveError::Ring)? {
-                Some(None) => {
-                    // Nothing but our own probes writes here, and their records are of this very build.
-                    self.undecodable += 1;
-                }
-                Some(stall) => return Ok(stall),
-                None => return Ok(None),
+            match self.ring.next(decode::stall) {
+                // Nothing but our own probes writes here, and their records are of this very build.
+                Ok(Some(None)) => self.undecodable += 1,
+                Ok(Some(stall)) => return Ok(stall),
+                Ok(None) => return Ok(None),
+                Err(error) if self.links.is_empty() => return Err(LiveError::Ring(error)),
+                // There is no memory to look further; there may be when it is looked again.
+                Err(_) => return Ok(None),
             }
         }
+    }
+
+    /// Whether the probes count stalls for histograms instead of delivering each.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.tallies.is_some()
     }
 
     /// Takes what the probes have counted instead of delivering it. This takes some milliseconds, in
@@ -282,6 +289,7 @@ impl Live {
         // Ends first again: a stall that begins meanwhile is left in the table, where one that ended
         // without its begin would look like a loss.
         self.links.clear();
+        tallies::wait_for_probes();
     }
 
     /// What was not delivered so far.

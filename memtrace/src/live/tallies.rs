@@ -17,6 +17,12 @@ pub(super) fn can_be_taken() -> bool {
     membarrier_query().contains(MembarrierQuery::GLOBAL)
 }
 
+/// Waits until every probe that runs has come to its end, if the kernel can tell.
+pub(super) fn wait_for_probes() {
+    // Those that it cannot tell of are given some time to finish what they write.
+    let _waited: rustix::io::Result<()> = membarrier(MembarrierCommand::Global);
+}
+
 /// What the probes count.
 pub(super) struct Tallies {
     counted: Map,

@@ -197,7 +197,8 @@ pub struct Common {
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "4M",
         help_heading = LIMITS)]
     pub buffer_size: u32,
-    /// How many threads can be held up at the same time; further stalls are counted as table full
+    /// How many threads can be held up at the same time, at least; stalls without room are counted
+    /// as table full
     #[arg(long, value_name = "N", default_value = "16384",
         value_parser = clap::value_parser!(u32).range(1..=1_048_576), help_heading = LIMITS)]
     pub max_stalled: u32,

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use memtrace::{
     clock::WallClock,
+    histogram::By,
     kernel::{Kernel, preflight::Facts},
     live::{self, Live},
     names::Names,
@@ -40,6 +41,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const BATCH: usize = 1024;
 /// How often to compare the clocks, as the time of day can be set.
 const COMPARE_CLOCKS_EVERY: Duration = Duration::from_secs(1);
+/// How often to take what the probes have counted: before their table is full, at most rates.
+const TAKE_EVERY: Duration = Duration::from_secs(1);
+/// The same where it has to be found out which cgroup has an id, as some are soon gone.
+const TAKE_CGROUPS_EVERY: Duration = Duration::from_millis(200);
 
 /// Traces as `config` says.
 pub fn run(config: &Config) -> Result<()> {
@@ -186,7 +191,11 @@ impl<'a> Run<'a> {
             .context("cannot wait for the probes")?;
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut clocks = Instant::now();
+        let [mut clocks, mut taken] = [Instant::now(); 2];
+        let take_every = match self.config.request.tell_apart {
+            Some(By::Cgroup) => TAKE_CGROUPS_EVERY,
+            _ => TAKE_EVERY,
+        };
         let mut intervals = self.config.interval.map(|period| {
             let mut intervals = interval_at(tokio::time::Instant::now() + period, period);
             intervals.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -233,6 +242,9 @@ impl<'a> Run<'a> {
                     if clocks.elapsed() >= COMPARE_CLOCKS_EVERY {
                         clocks = Instant::now();
                         self.names.clock = WallClock::now();
+                    }
+                    if taken.elapsed() >= take_every {
+                        taken = Instant::now();
                         self.take_tallies()?;
                     }
                     if output::is_gone() {
@@ -299,7 +311,7 @@ impl<'a> Run<'a> {
         }
         self.take_tallies()?;
         let mut given_up: u64 = 0;
-        while self.live.next_stall()?.is_some() {
+        while !delivered && self.live.next_stall()?.is_some() {
             given_up += 1;
         }
         self.stalls += given_up;
@@ -370,6 +382,9 @@ impl<'a> Run<'a> {
         say(format_args!("Tracing {} {until} Ctrl-C...", self.config.what));
         if verbosity == Verbosity::Verbose {
             say(format_args!("memtrace: attached to {}", self.live.attached().join(", ")));
+            if self.config.request.tell_apart.is_some() && !self.live.counts() {
+                say("memtrace: each stall is delivered, as this kernel cannot count them exactly");
+            }
             for feature in self.live.unavailable() {
                 say(format_args!("memtrace: not available on this kernel: {feature}"));
             }
