@@ -102,3 +102,75 @@ pub const fn shortest(bucket: u16) -> u64 {
         _ => (BUCKETS + rest) << (power - 1),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The last bucket.
+    const LAST: u16 = 7423;
+
+    #[test]
+    fn buckets_of_durations() {
+        let buckets = [
+            (0, 0),
+            (1, 1),
+            (127, 127),
+            (128, 128),
+            (255, 255),
+            (256, 256),
+            (257, 256),
+            (258, 257),
+            (511, 383),
+            (512, 384),
+            // 209 times 2^34, and some more.
+            (LONGEST_NS, 34 * 128 + 209),
+            (u64::MAX, LAST),
+        ];
+        for (ns, expected) in buckets {
+            assert_eq!(bucket(ns), expected, "{ns} ns");
+        }
+    }
+
+    #[test]
+    fn shortest_durations_of_buckets() {
+        let durations = [
+            (0, 0),
+            (127, 127),
+            (128, 128),
+            (255, 255),
+            (256, 256),
+            (257, 258),
+            (384, 512),
+            (34 * 128 + 209, 209 << 34),
+            (LAST, 255 << 56),
+        ];
+        for (bucket, ns) in durations {
+            assert_eq!(shortest(bucket), ns, "bucket {bucket}");
+        }
+    }
+
+    #[test]
+    fn buckets_follow_one_another_without_a_gap() {
+        for number in 0..=LAST {
+            let first = shortest(number);
+            let last = if number == LAST { u64::MAX } else { shortest(number + 1) - 1 };
+            assert!(first <= last, "bucket {number}");
+            for ns in [first, first.midpoint(last), last] {
+                assert_eq!(bucket(ns), number, "{ns} ns");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bucket_tells_its_durations_to_a_128th() {
+        for power in 0..u64::BITS {
+            let ns = 1_u64 << power;
+            for ns in [ns - 1, ns, ns | 1, ns | ns >> 1, ns | ns >> 8, ns | (ns - 1)] {
+                let least = shortest(bucket(ns));
+                assert!(least <= ns, "{ns} ns is told as {least}");
+                assert!(ns - least <= ns / BUCKETS, "{ns} ns is told as {least}");
+            }
+        }
+    }
+}

@@ -71,3 +71,47 @@ impl Drop for Mapping {
             unsafe { munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::{
+        fs::File,
+        os::{fd::AsFd as _, unix::fs::FileExt as _},
+        sync::atomic::Ordering,
+    };
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    /// `len` bytes of zeros, in whole pages, in the place of a map's.
+    pub(in super::super) fn memory(len: usize) -> File {
+        let memory = File::from(memfd_create("map", MemfdFlags::CLOEXEC).unwrap());
+        memory.set_len(len as u64).unwrap();
+        memory
+    }
+
+    #[test]
+    fn a_mapping_begins_at_its_offset() {
+        let page = rustix::param::page_size();
+        let memory = memory(3 * page);
+        memory.write_all_at(&[1, 2, 3, 4], 2 * page as u64).unwrap();
+        memory.write_all_at(&7_u32.to_ne_bytes(), 2 * page as u64 - 4).unwrap();
+        let mapping = Mapping::new(memory.as_fd(), 2 * page, ProtFlags::READ, page).unwrap();
+        assert_eq!(mapping.len(), 2 * page);
+        assert_eq!(mapping.bytes(page + 1, 3), [2, 3, 4]);
+        assert_eq!(mapping.half_word(page - 4).load(Ordering::Relaxed), 7);
+        assert_eq!(mapping.half_word(2 * page - 4).load(Ordering::Relaxed), 0);
+        memory.write_all_at(&9_usize.to_ne_bytes(), page as u64).unwrap();
+        assert_eq!(mapping.first_word().load(Ordering::Relaxed), 9);
+    }
+
+    #[test]
+    #[should_panic(expected = "within its maps")]
+    fn nothing_beyond_a_mapping_is_read() {
+        let page = rustix::param::page_size();
+        let memory = memory(2 * page);
+        let mapping = Mapping::new(memory.as_fd(), page, ProtFlags::READ, 0).unwrap();
+        mapping.half_word(page);
+    }
+}

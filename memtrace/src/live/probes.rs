@@ -119,9 +119,8 @@ impl Plan {
             Subject::Reclaim(kinds) => plan.reclaim(kinds, request.extended, kernel)?,
             Subject::Compaction(_) => plan.compaction(request.extended, kernel)?,
         }
-        let is_preemptible = plan.probes.iter().any(|probe| probe.kind == ProgramKind::Raw)
-            && kernel.has_preemptible_tracepoints;
-        plan.counts = !is_preemptible && tallies::can_be_taken();
+        plan.counts =
+            !plan.can_be_preempted(kernel.has_preemptible_tracepoints) && tallies::can_be_taken();
         if request.cgroups {
             plan.lacks(kernel.layout.kernfs_node_id, "cgroups", "cgroups are not in its BTF");
         }
@@ -138,6 +137,12 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Whether a program of these may be preempted by another, where tracepoints may be. Those on
+    /// classic ones are not.
+    fn can_be_preempted(&self, are_preemptible: bool) -> bool {
+        are_preemptible && self.probes.iter().any(|probe| probe.kind == ProgramKind::Raw)
+    }
+
     fn reclaim(
         &mut self,
         kinds: &[ReclaimKind],
@@ -145,7 +150,7 @@ impl Plan {
         kernel: &Kernel,
     ) -> Result<(), LiveError> {
         let layout = &kernel.layout;
-        let program = self.program_kind(kernel);
+        let program = self.program_kind(kernel.has_preemptible_tracepoints, tracefs::is_mounted());
         let (fields, isolate) = match program {
             ProgramKind::Raw => (&layout.reclaim_args, layout.isolate_args),
             ProgramKind::Classic => (&layout.reclaim_records, layout.isolate_record),
@@ -219,8 +224,8 @@ impl Plan {
 
     /// Raw tracepoints cost less, but where a thread can be preempted in the midst of one, the kernel
     /// skips it for all other threads of that CPU until the thread goes on.
-    fn program_kind(&mut self, kernel: &Kernel) -> ProgramKind {
-        match (kernel.has_preemptible_tracepoints, tracefs::is_mounted()) {
+    fn program_kind(&mut self, are_preemptible: bool, has_tracefs: bool) -> ProgramKind {
+        match (are_preemptible, has_tracefs) {
             (false, _) => ProgramKind::Raw,
             (true, true) => ProgramKind::Classic,
             (true, false) => {
@@ -286,6 +291,53 @@ impl Plan {
     fn lacks(&mut self, offset: u32, feature: &str, reason: &str) {
         if offset == ABSENT {
             self.unavailable.push(format!("{feature} ({reason})"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tracepoints_that_can_be_preempted_are_the_classic_ones_where_there_is_a_tracefs() {
+        let cases = [
+            (false, false, ProgramKind::Raw),
+            (false, true, ProgramKind::Raw),
+            (true, true, ProgramKind::Classic),
+            (true, false, ProgramKind::Raw),
+        ];
+        for (are_preemptible, has_tracefs, kind) in cases {
+            let case = format!("preemptible: {are_preemptible}, tracefs: {has_tracefs}");
+            let mut plan = Plan::default();
+            assert_eq!(plan.program_kind(are_preemptible, has_tracefs), kind, "{case}");
+            let loses_some = are_preemptible && !has_tracefs;
+            assert_eq!(plan.unavailable.len(), usize::from(loses_some), "{case}");
+            plan.probes.extend(RECLAIM.iter().map(|(_, begin, _)| begin.of(kind)));
+            assert_eq!(plan.can_be_preempted(are_preemptible), loses_some, "{case}");
+        }
+    }
+
+    #[test]
+    fn one_raw_program_is_enough_to_be_preempted() {
+        let classic = LRU_ISOLATE.of(ProgramKind::Classic);
+        let mut plan = Plan { probes: vec![classic, COMPACT_END, classic], ..Plan::default() };
+        assert!(plan.can_be_preempted(true));
+        assert!(!plan.can_be_preempted(false));
+        plan.probes.retain(|probe| *probe == classic);
+        assert!(!plan.can_be_preempted(true));
+    }
+
+    #[test]
+    fn programs_are_for_the_kind_of_their_tracepoint() {
+        for (_, begin, end) in RECLAIM {
+            for either in [begin, end, LRU_ISOLATE] {
+                let [raw, classic] =
+                    [ProgramKind::Raw, ProgramKind::Classic].map(|kind| either.of(kind));
+                assert_eq!(raw.tracepoint, classic.tracepoint);
+                assert!(!raw.program.starts_with("tp_"), "{raw:?}");
+                assert!(classic.program.starts_with("tp_"), "{classic:?}");
+            }
         }
     }
 }

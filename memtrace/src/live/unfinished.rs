@@ -3,7 +3,7 @@
 use std::{
     io,
     mem::offset_of,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::atomic::Ordering,
 };
 
@@ -50,27 +50,27 @@ impl Unfinished {
 
     /// How many there are.
     pub(super) fn count(&self) -> Result<u64, LiveError> {
-        let in_slots =
-            self.in_slots().map_err(|error| LiveError::map("SLOTS", MapError::IoError(error)))?;
+        let in_slots = owners(self.slots.as_fd(), self.size)
+            .map_err(|error| LiveError::map("SLOTS", MapError::IoError(error)))?;
         Ok(in_slots
             + entries(&self.reclaims, "RECLAIMS")?
             + entries(&self.compactions, "COMPACTIONS")?)
     }
+}
 
-    fn in_slots(&self) -> io::Result<u64> {
-        let page = rustix::param::page_size();
-        let mut count = 0;
-        for from in (0..self.size).step_by(PART.max(page)) {
-            let len = (self.size - from).min(PART.max(page));
-            let fd = self.slots.as_fd();
-            let part = Mapping::new(fd, len.next_multiple_of(page), ProtFlags::READ, from)?;
-            let owners = (0..len)
-                .step_by(size_of::<Slot>())
-                .map(|slot| part.half_word(slot + offset_of!(Slot, owner)).load(Ordering::Relaxed));
-            count += owners.map(|owner| u64::from(owner != 0)).sum::<u64>();
-        }
-        Ok(count)
+/// How many of the slots, together `size` bytes, somebody has.
+fn owners(slots: BorrowedFd<'_>, size: usize) -> io::Result<u64> {
+    let page = rustix::param::page_size();
+    let mut count = 0;
+    for from in (0..size).step_by(PART.max(page)) {
+        let len = (size - from).min(PART.max(page));
+        let part = Mapping::new(slots, len.next_multiple_of(page), ProtFlags::READ, from)?;
+        let owners = (0..len)
+            .step_by(size_of::<Slot>())
+            .map(|slot| part.half_word(slot + offset_of!(Slot, owner)).load(Ordering::Relaxed));
+        count += owners.map(|owner| u64::from(owner != 0)).sum::<u64>();
     }
+    Ok(count)
 }
 
 /// Number of entries of a hash map.
@@ -80,4 +80,66 @@ fn entries<K: Pod, V: Pod>(
 ) -> Result<u64, LiveError> {
     let error = |error| LiveError::map(name, error);
     map.keys().try_fold(0, |count, key| key.map(|_| count + 1).map_err(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::unix::fs::FileExt as _};
+
+    use super::{super::mapping::tests::memory, *};
+
+    const SLOT: usize = size_of::<Slot>();
+
+    fn set_owner(slots: &File, slot: usize, owner: u32) {
+        let at = slot * SLOT + offset_of!(Slot, owner);
+        slots.write_all_at(&owner.to_ne_bytes(), at as u64).unwrap();
+    }
+
+    /// So many slots that somebody had, and nobody has.
+    fn unowned(count: usize) -> File {
+        let page = rustix::param::page_size();
+        let len = (count * SLOT).next_multiple_of(page) + PART;
+        let slots = memory(len);
+        // All other fields are left as they were, and behind the last slot there is no slot.
+        slots.write_all_at(&vec![0xff; len], 0).unwrap();
+        for slot in 0..count {
+            set_owner(&slots, slot, 0);
+        }
+        slots
+    }
+
+    #[test]
+    fn owners_are_counted_in_every_part() {
+        let part = PART.max(rustix::param::page_size()) / SLOT;
+        // The last part is shorter, and ends in the midst of a page, with one, or with its first slot.
+        let page = rustix::param::page_size() / SLOT;
+        for rest in [page + 3, page, 1] {
+            let count = 2 * part + rest;
+            let slots = unowned(count);
+            let owners = || owners(slots.as_fd(), count * SLOT).unwrap();
+            assert_eq!(owners(), 0);
+            let mut owned = vec![0, part - 1, part, 2 * part - 1, 2 * part, count - 1];
+            owned.dedup();
+            for (number, &slot) in owned.iter().enumerate() {
+                set_owner(&slots, slot, 1 << (5 * number));
+                assert_eq!(owners(), number as u64 + 1, "slot {slot} of {count}");
+            }
+            for (number, &slot) in owned.iter().enumerate() {
+                set_owner(&slots, slot, 0);
+                assert_eq!(owners(), (owned.len() - number - 1) as u64, "slot {slot} of {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn owners_are_counted_in_a_single_part() {
+        let part = PART.max(rustix::param::page_size()) / SLOT;
+        for count in [1, 2, part - 1, part] {
+            let slots = unowned(count);
+            for slot in 0..count {
+                set_owner(&slots, slot, u32::MAX);
+            }
+            assert_eq!(owners(slots.as_fd(), count * SLOT).unwrap(), count as u64);
+        }
+    }
 }
