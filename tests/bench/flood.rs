@@ -93,15 +93,24 @@ impl Pair<'_> {
     }
 
     /// Makes stalls of `threads` threads, `rounds` of each: all of them begin, and when the last has begun, all end. So
-    /// all are in progress at once.
-    pub fn flood_at_once(self, threads: usize, rounds: u64) -> Result<()> {
+    /// all are in progress at once. After each `batch` of rounds, 1 at least, one thread does `rest` while the others wait.
+    pub fn flood_at_once(
+        self,
+        threads: usize,
+        rounds: u64,
+        batch: u64,
+        rest: impl Fn() -> Result<()> + Sync,
+    ) -> Result<()> {
         let (gate, barrier) = (OnceLock::<bool>::new(), Barrier::new(threads));
         let work = || {
             let mut result = Ok(());
             if !*gate.wait() {
                 return result;
             }
-            for _ in 0..rounds {
+            for round in 0..rounds {
+                if round > 0 && round.is_multiple_of(batch) && barrier.wait().is_leader() {
+                    result = result.and_then(|()| rest());
+                }
                 // Whoever fails must not leave the others waiting.
                 barrier.wait();
                 result = result.and_then(|()| self.begin());

@@ -17,6 +17,8 @@ pub struct Cores {
     pub flood: usize,
     /// Reads them.
     pub reader: usize,
+    /// Whether the two are one physical core, as all are.
+    pub siblings: bool,
 }
 
 impl Cores {
@@ -28,7 +30,20 @@ impl Cores {
             all.len() > 1,
             "the bench takes two cores, one that makes stalls and one that reads them: this machine gives it one"
         );
-        Ok(Self { flood: all[0], reader: all[1], all })
+        Ok(Self::of(all, |cpu| {
+            let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+            // Where the kernel does not say, each is taken for a core of its own.
+            fs::read_to_string(path).unwrap_or_default()
+        }))
+    }
+
+    /// Of two at least. What has one physical core's caches and units in common is slowed down by the other.
+    fn of(all: Vec<usize>, siblings: impl Fn(usize) -> String) -> Self {
+        let flood = all[0];
+        let list = siblings(flood);
+        let apart = all[1..].iter().find(|&&cpu| !is_in(&list, cpu));
+        let reader = *apart.unwrap_or(&all[1]);
+        Self { flood, reader, siblings: apart.is_none(), all }
     }
 
     /// Does `work` in this thread on the core that makes stalls.
@@ -38,6 +53,15 @@ impl Cores {
         pin(None, &self.all)?;
         done
     }
+}
+
+/// Whether a number is in a list as the kernel writes it: `0,4` or `0-3,8`.
+fn is_in(list: &str, number: usize) -> bool {
+    list.trim().split(',').any(|range| {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        let range = from.parse().ok().zip(to.parse().ok());
+        range.is_some_and(|(from, to)| (from..=to).contains(&number))
+    })
 }
 
 /// Has a thread, or this one, run on these cores only. Threads that it starts inherit that.
@@ -73,6 +97,20 @@ pub fn load_average() -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stalls_are_read_on_another_physical_core() {
+        let cores = |all: &[usize], list: &str| {
+            let Cores { flood, reader, siblings, .. } =
+                Cores::of(all.to_vec(), |_| list.to_owned());
+            (flood, reader, siblings)
+        };
+        assert_eq!(cores(&[0, 1], "0\n"), (0, 1, false));
+        assert_eq!(cores(&[0, 1, 2, 3], "0-1\n"), (0, 2, false));
+        assert_eq!(cores(&[2, 3, 6], "2,6\n"), (2, 3, false));
+        assert_eq!(cores(&[0, 4], "0,4\n"), (0, 4, true));
+        assert_eq!(cores(&[0, 1], ""), (0, 1, false));
+    }
 
     #[test]
     fn the_model_is_found() {

@@ -21,6 +21,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use serde::de::DeserializeOwned;
 
 use holes::Holes;
 use report::{Report, Row};
@@ -40,10 +41,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure, and print a table
+    /// Measure all that is not measured in a guest
     Measure(Measuring),
-    /// In a guest: measure against libbpf-tools' drsnoop, and print rows for `measure --guest`
+    /// In a guest: measure against libbpf-tools' drsnoop, and print rows for `report --guest`
     Global(Global),
+    /// Print a table of what was measured, and fail if something could not be
+    Report(Reporting),
     /// For the bench: be a load without a disk
     #[command(hide = true)]
     Holes(Holes),
@@ -76,18 +79,38 @@ impl Common {
 struct Measuring {
     #[command(flatten)]
     common: Common,
-    /// Also write all values to this file
+    /// Where to write what was measured, for `report`
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// What was measured in a guest
-    #[arg(long, value_name = "FILE")]
-    guest: Option<PathBuf>,
-    /// Why nothing was
-    #[arg(long, value_name = "TEXT", conflicts_with = "guest")]
-    no_guest: Option<String>,
+    into: PathBuf,
     /// Measure only this; can be given several times
     #[arg(long, value_enum, value_name = "MEASURE")]
     only: Vec<Measure>,
+}
+
+#[derive(Args)]
+struct Reporting {
+    /// What `measure` has written
+    measured: PathBuf,
+    /// Also write all values to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    guest: FromGuest,
+}
+
+/// What there is of a guest, where one was asked for.
+#[derive(Args)]
+#[group(multiple = false)]
+struct FromGuest {
+    /// What was measured in a guest
+    #[arg(long, value_name = "FILE")]
+    guest: Option<PathBuf>,
+    /// What is not installed that a guest needs
+    #[arg(long, value_name = "TEXT")]
+    no_guest: Option<String>,
+    /// Why the guest failed
+    #[arg(long, value_name = "TEXT")]
+    guest_failed: Option<String>,
 }
 
 #[derive(Args)]
@@ -120,12 +143,12 @@ enum Measure {
     Memory,
     /// BPF run time per stall with many threads stalled at once
     Growth,
-    /// What was measured in a guest
+    /// Not measured here, but in a guest
     Guest,
 }
 
 impl Measure {
-    fn run(self, setting: &Setting, measuring: &Measuring) -> Result<Vec<Row>> {
+    fn run(self, setting: &Setting) -> Result<Vec<Row>> {
         match self {
             Self::Flood => measures::kernel::flood(setting),
             Self::Churn => measures::kernel::churn(setting),
@@ -136,10 +159,7 @@ impl Measure {
             Self::Start => measures::start::measure(setting),
             Self::Memory => measures::memory::measure(setting),
             Self::Growth => measures::growth::measure(setting),
-            Self::Guest => match &measuring.guest {
-                Some(file) => rows_in(file),
-                None => Ok(vec![measures::global::missing(measuring.no_guest.as_deref())]),
-            },
+            Self::Guest => Ok(Vec::new()),
         }
     }
 }
@@ -148,6 +168,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Measure(measuring) => measure(&measuring),
         Command::Global(global) => measure_global(&global),
+        Command::Report(reporting) => report(&reporting),
         Command::Holes(holes) => holes::run(&holes),
     };
     match done {
@@ -168,18 +189,17 @@ fn measure(measuring: &Measuring) -> Result<()> {
         [] => Measure::value_variants(),
         only => only,
     };
-    let (mut rows, mut failed) = (Vec::new(), Vec::new());
-    for measure in measures {
+    let mut rows = Vec::new();
+    for measure in measures.iter().filter(|&&measure| measure != Measure::Guest) {
         let name = measure.to_possible_value();
         let name = name.as_ref().map_or("", |value| value.get_name());
         eprintln!("bench: {name}");
-        match measure.run(&setting, measuring) {
+        match measure.run(&setting) {
             Ok(found) => rows.extend(found),
             // What the others have found is not lost for it.
             Err(err) => {
                 eprintln!("bench: cannot measure {name}: {err:#}");
-                rows.push(Row::missing(name, "", format!("{err:#}")));
-                failed.push(name.to_owned());
+                rows.push(Row::new(name, "", Vec::new()).failing(format!("{err:#}")));
             }
         }
         setting.ensure_going_on()?;
@@ -188,17 +208,30 @@ fn measure(measuring: &Measuring) -> Result<()> {
         kernel: host::kernel(),
         cpu: host::cpu_model(),
         cores: setting.cores.all.len(),
+        siblings: setting.cores.siblings,
         quick: setting.quick,
         rounds: setting.rounds,
         rows,
     };
-    say(&report.text())?;
-    if let Some(path) = &measuring.json {
-        let text = report.json().context("cannot write JSON")?;
-        fs::write(path, text + "\n")
-            .with_context(|| format!("cannot write `{}`", path.display()))?;
+    let text = serde_json::to_string(&report).context("cannot write JSON")?;
+    write(&measuring.into, text)
+}
+
+fn report(reporting: &Reporting) -> Result<()> {
+    let mut report: Report = read(&reporting.measured)?;
+    let FromGuest { guest, no_guest, guest_failed } = &reporting.guest;
+    if let Some(file) = guest {
+        report.rows.extend(read::<Vec<Row>>(file)?);
     }
-    ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
+    report.rows.extend(no_guest.as_deref().map(measures::global::missing));
+    let failed = |why| measures::global::missing("").failing(why);
+    report.rows.extend(guest_failed.as_deref().map(failed));
+    say(&report.text())?;
+    if let Some(path) = &reporting.json {
+        write(path, report.json().context("cannot write JSON")? + "\n")?;
+    }
+    let failed = report.failed();
+    ensure!(failed.is_empty(), "not measured, or not to the end: {}", failed.join("; "));
     Ok(())
 }
 
@@ -207,12 +240,16 @@ fn measure_global(global: &Global) -> Result<()> {
     say(&(serde_json::to_string(&rows).context("cannot write JSON")? + "\n"))
 }
 
-/// Reads what [`measure_global`] prints.
-fn rows_in(file: &Path) -> Result<Vec<Row>> {
+/// Reads what another bench has written.
+fn read<T: DeserializeOwned>(file: &Path) -> Result<T> {
     let text =
         fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
     serde_json::from_str(&text)
-        .with_context(|| format!("`{}` is not what a guest's bench prints", file.display()))
+        .with_context(|| format!("`{}` is not what this bench writes", file.display()))
+}
+
+fn write(file: &Path, text: String) -> Result<()> {
+    fs::write(file, text).with_context(|| format!("cannot write `{}`", file.display()))
 }
 
 fn say(text: &str) -> Result<()> {

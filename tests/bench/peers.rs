@@ -1,17 +1,17 @@
 //! Other tracers, where they are installed.
 
 use std::{
-    env,
+    env, fmt,
     io::Read as _,
     process::{Child, ChildStderr, Command, Stdio},
     thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
-use tests::wait::budget;
+use ::tests::wait::budget;
+use anyhow::{Context as _, Error, Result, bail};
 
-use crate::tracer::programs_of;
+use crate::{report::Row, tracer::programs_of};
 
 /// Measures the same stalls as memtrace does.
 const HISTOGRAM: &str = "\
@@ -29,6 +29,57 @@ const IN_PRIVATE: &str = r#"
 test -d /sys/kernel/tracing/events || mount -t tracefs nodev /sys/kernel/tracing || exit
 exec bpftrace "$@""#;
 
+/// What one does without, and no failure.
+#[derive(Debug)]
+struct NotInstalled(&'static str);
+
+impl fmt::Display for NotInstalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is not installed: `cargo xtask bench --peers` installs it", self.0)
+    }
+}
+
+impl std::error::Error for NotInstalled {}
+
+/// A peer's values, one for each round, until it fails. It is not asked again then.
+#[derive(Debug, Default)]
+pub struct Rounds {
+    values: Vec<f64>,
+    end: Option<Error>,
+}
+
+impl Rounds {
+    /// Measures it once more.
+    pub fn measure(&mut self, measure: impl FnOnce() -> Result<f64>) {
+        if self.end.is_some() {
+            return;
+        }
+        match measure() {
+            Ok(value) => self.values.push(value),
+            Err(err) => self.end = Some(err),
+        }
+    }
+
+    /// What was measured.
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// Its row.
+    pub fn row(&self, name: impl Into<String>, unit: &str) -> Row {
+        self.explain(Row::new(name, unit, self.values.clone()))
+    }
+
+    /// Says in a row why there are no more values, if there should be.
+    pub fn explain(&self, row: Row) -> Row {
+        match &self.end {
+            None => row,
+            Some(err) if err.is::<NotInstalled>() => row.noting(format!("{err:#}")),
+            Some(err) => row.failing(format!("{err:#}")),
+        }
+    }
+}
+
 /// A running bpftrace. It is killed when dropped.
 #[derive(Debug)]
 pub struct Bpftrace {
@@ -40,7 +91,7 @@ impl Bpftrace {
     /// Starts it, in a mount namespace of its own.
     pub fn command(args: &[&str]) -> Result<Command> {
         if !is_on_path("bpftrace") {
-            bail!("bpftrace is not installed: `cargo xtask bench --peers` installs it");
+            return Err(NotInstalled("bpftrace").into());
         }
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", IN_PRIVATE, "bpftrace"]).args(args);
@@ -102,4 +153,30 @@ pub fn said(stderr: Option<ChildStderr>) -> String {
 fn is_on_path(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_breaks_has_failed_and_keeps_its_values() {
+        let mut rounds = Rounds::default();
+        rounds.measure(|| Ok(1.0));
+        rounds.measure(|| bail!("it broke"));
+        rounds.measure(|| Ok(3.0));
+        let row = rounds.row("peer", "ns");
+        assert!(row.failed);
+        assert_eq!((row.values.as_slice(), rounds.values()), (&[1.0][..], &[1.0][..]));
+        assert_eq!(row.note, "failed after 1 round: it broke");
+    }
+
+    #[test]
+    fn a_peer_that_is_not_installed_has_not_failed() {
+        let mut rounds = Rounds::default();
+        rounds.measure(|| Err(Error::from(NotInstalled("peer")).context("cannot compare")));
+        let row = rounds.row("peer", "ns");
+        assert!(!row.failed && row.values.is_empty());
+        assert!(row.note.contains("peer is not installed: "), "{}", row.note);
+    }
 }

@@ -78,8 +78,8 @@ pub fn field<T: std::str::FromStr>(text: &str, key: &str) -> Option<T> {
     text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
 }
 
-/// Bytes of a record that [`Writer`] writes: about as much as memtrace has to say of a stall.
-pub const RECORD: u8 = 128;
+/// Bytes of a record that [`Writer`] writes: as many as memtrace's of a stall has, without the optional columns.
+pub const RECORD: u8 = 64;
 
 /// A program that does nothing but put a record of zeros into a ring buffer, and the ring buffer's reading end.
 pub struct Writer {

@@ -1,6 +1,6 @@
 //! What the bench has to say: a row for each measure, as a table and as JSON.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,13 +48,24 @@ pub struct Row {
     pub judged: Option<f64>,
     /// What the reader has to know.
     pub note: String,
+    /// Whether there should be more values than there are.
+    pub failed: bool,
 }
 
 impl Row {
     /// A measure with its values.
     pub fn new(name: impl Into<String>, unit: &str, values: Vec<f64>) -> Self {
         let (name, unit, note) = (name.into(), unit.to_owned(), String::new());
-        Self { name, unit, values, against: None, budget: Vec::new(), judged: None, note }
+        Self {
+            name,
+            unit,
+            values,
+            against: None,
+            budget: Vec::new(),
+            judged: None,
+            note,
+            failed: false,
+        }
     }
 
     /// A measure that was not made, and why.
@@ -91,6 +102,22 @@ impl Row {
         self
     }
 
+    /// Says that stalls were lost, if any were: those are cheaper.
+    pub fn losing(self, lost: u64) -> Self {
+        if lost > 0 { self.noting(format!("{lost} stalls found no room")) } else { self }
+    }
+
+    /// A measure that could not be made, or not to its end. The values that there are stay.
+    pub fn failing(mut self, why: impl fmt::Display) -> Self {
+        self.failed = true;
+        let note = match self.values.len() {
+            0 => format!("failed: {why}"),
+            1 => format!("failed after 1 round: {why}"),
+            rounds => format!("failed after {rounds} rounds: {why}"),
+        };
+        self.noting(note)
+    }
+
     /// Its values in short.
     pub fn spread(&self) -> Option<Spread> {
         Spread::of(&self.values)
@@ -110,8 +137,8 @@ impl Row {
     }
 }
 
-impl std::fmt::Display for Budget {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Most(most) => write!(f, "<= {}", number(most)),
             Self::Least(least) => write!(f, ">= {}", number(least)),
@@ -140,7 +167,7 @@ struct Shown<'a> {
 
 impl<'a> Shown<'a> {
     fn new(row: &'a Row) -> Self {
-        let Row { name, unit, values, against, budget, judged, note } = row;
+        let Row { name, unit, values, against, budget, judged, note, failed: _ } = row;
         let spread = row.spread();
         Self {
             name,
@@ -159,8 +186,8 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// All rows, and where they are from.
-#[derive(Debug)]
+/// All rows, and where they are from. It is serialized as [`Row`] is.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     /// The running kernel's release.
     pub kernel: String,
@@ -168,6 +195,8 @@ pub struct Report {
     pub cpu: String,
     /// Cores that were used.
     pub cores: usize,
+    /// Whether all of them are one physical core.
+    pub siblings: bool,
     /// Whether rounds were fewer and shorter.
     pub quick: bool,
     /// Rounds of each measure; some have more values.
@@ -190,7 +219,7 @@ impl Report {
             rounds: usize,
             rows: Vec<Shown<'a>>,
         }
-        let Self { kernel, cpu, cores, quick, rounds, rows } = self;
+        let Self { kernel, cpu, cores, siblings: _, quick, rounds, rows } = self;
         let rows = rows.iter().map(Shown::new).collect();
         let r#type = "memtrace-bench";
         let whole = Whole {
@@ -210,8 +239,18 @@ impl Report {
     pub fn text(&self) -> String {
         let quick = if self.quick { ", quick: a look, not for publication" } else { "" };
         let Self { kernel, cpu, cores, rounds, .. } = self;
+        let siblings = if self.siblings {
+            " (threads of one physical core: memtrace's reading slows the making of stalls down)"
+        } else {
+            ""
+        };
         let table = self.table();
-        format!("Linux {kernel}, {cpu}, {cores} cores, {rounds} rounds{quick}\n\n{table}")
+        format!("Linux {kernel}, {cpu}, {cores} cores{siblings}, {rounds} rounds{quick}\n\n{table}")
+    }
+
+    /// The names of measures that could not be made, or not to their ends.
+    pub fn failed(&self) -> Vec<&str> {
+        self.rows.iter().filter(|row| row.failed).map(|row| row.name.as_str()).collect()
     }
 
     /// A table for people, with a line of its own for what a number cannot tell.
@@ -230,7 +269,7 @@ impl Report {
         for (row, cells) in self.rows.iter().zip(&cells) {
             line(&mut text, cells, &widths);
             if !row.note.is_empty() {
-                let _written: std::fmt::Result = writeln!(text, "    {}", row.note);
+                let _written: fmt::Result = writeln!(text, "    {}", row.note);
             }
         }
         text
@@ -338,6 +377,25 @@ mod tests {
     }
 
     #[test]
+    fn what_fails_keeps_its_values() {
+        let failed = row().failing("it broke");
+        assert_eq!(failed.values, row().values);
+        assert_eq!(failed.note, "failed after 3 rounds: it broke");
+        let mut report = report();
+        assert!(report.failed().is_empty(), "what is not installed has not failed");
+        report.rows.push(failed);
+        assert_eq!(report.failed(), ["time"]);
+    }
+
+    #[test]
+    fn the_head_says_that_there_is_one_physical_core() {
+        let mut report = report();
+        assert!(report.text().starts_with("Linux 6.1, Some CPU, 2 cores, 3 rounds, quick"));
+        report.siblings = true;
+        assert!(report.text().contains("2 cores (threads of one physical core"));
+    }
+
+    #[test]
     fn numbers_are_short() {
         let shown = [0.0, 0.0123, 0.5, 1.0, 12.345, 300_000.4, -1234.0, 1_000_000.0].map(number);
         let expected = ["0", "0.012", "0.5", "1", "12.3", "300,000", "-1,234", "1,000,000"];
@@ -353,6 +411,7 @@ mod tests {
             kernel: "6.1".into(),
             cpu: "Some CPU".into(),
             cores: 2,
+            siblings: false,
             quick: true,
             rounds: 3,
             rows,

@@ -30,6 +30,9 @@ use crate::{
 const QUICK_ROUNDS: u16 = 3;
 const ROUNDS: u16 = 5;
 
+/// Until a new load's files are there and its cgroup is full.
+pub const WARM_UP: Duration = Duration::from_secs(2);
+
 /// Beginning of the names of the bench's cgroups.
 const CGROUP: &str = "memtrace-bench";
 

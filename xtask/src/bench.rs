@@ -1,12 +1,17 @@
 //! `cargo xtask bench`: builds memtrace as it is shipped, and has the program `bench` of the tests measure it, here and,
 //! against what needs more kernel than every machine has, in a guest.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use signal_hook::consts::SIGINT;
 
 use crate::commands;
 use crate::guest::{self, Options, Work};
@@ -53,27 +58,56 @@ pub fn run(bench: &Bench) -> Result<()> {
         program.map(|program| program.path.as_path()).with_context(|| format!("no program {name}"))
     };
     let (memtrace, memload) = (path("memtrace")?, path("memload")?);
+    let scratch = tempfile::tempdir().context("cannot make a directory for temporary files")?;
+    let measured = scratch.path().join("measured.json");
+    // As this user's own, who reads it when root has written it.
+    File::create(&measured).context("cannot make a temporary file")?;
+    // Ctrl-C ends the bench, which has things to put away, and is waited for.
+    let stop = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGINT, Arc::clone(&stop)).context("cannot await signals")?;
     let mut command = process::as_root([path("bench")?.as_os_str()])?;
-    command.arg("measure").args(bench.flags());
+    command.arg("measure").args(bench.flags()).arg("--into").arg(&measured);
     command.arg("--memtrace").arg(memtrace).arg("--memload").arg(memload);
+    command.args(bench.only.iter().flat_map(|only| ["--only", only]));
+    process::run(&mut command)?;
+
+    let mut command = Command::new(path("bench")?);
+    command.arg("report").arg(&measured);
     if let Some(json) = &bench.json {
         command.arg("--json").arg(json);
     }
-    command.args(bench.only.iter().flat_map(|only| ["--only", only]));
-    let scratch = tempfile::tempdir().context("cannot make a directory for temporary files")?;
     if bench.only.is_empty() || bench.only.iter().any(|only| only == IN_GUEST) {
-        match bench.in_guest(&programs) {
+        // Last: a machine that has emulated another one is hot. If it is interrupted, the rest is still shown.
+        let rows = match not_installed() {
+            Some(why) => Err(format!("--no-guest={why}")),
+            None if stop.load(Ordering::Relaxed) => Err("--guest-failed=interrupted".to_owned()),
+            None => bench.in_guest(&programs).map_err(|err| format!("--guest-failed={err:#}")),
+        };
+        match rows {
             Ok(rows) => {
                 let file = scratch.path().join("rows.json");
                 fs::write(&file, rows).context("cannot write a temporary file")?;
                 command.arg("--guest").arg(file);
             }
-            Err(err) => {
-                command.arg("--no-guest").arg(format!("{err:#}"));
+            Err(why) => {
+                command.arg(why);
             }
         }
     }
     process::run(&mut command)
+}
+
+/// What is missing for a guest, which one can do without.
+fn not_installed() -> Option<String> {
+    let has_peer = Path::new(DRSNOOP).is_file();
+    let missing = if !has_peer {
+        "libbpf-tools"
+    } else if !process::on_path(guest::machine::QEMU) {
+        "qemu"
+    } else {
+        return None;
+    };
+    Some(format!("{missing} is not installed: `cargo xtask bench --peers` installs it"))
 }
 
 impl Bench {
@@ -87,12 +121,6 @@ impl Bench {
 
     /// Measures in a guest. Gives the rows that the bench prints there.
     fn in_guest(&self, programs: &[Program]) -> Result<String> {
-        if !Path::new(DRSNOOP).is_file() {
-            bail!("libbpf-tools is not installed: `cargo xtask bench --peers` installs it");
-        }
-        if !process::on_path(guest::machine::QEMU) {
-            bail!("qemu is not installed: `cargo xtask bench --peers` installs it");
-        }
         eprintln!("bench: guest, with Linux {KERNEL}");
         let mut programs = programs.to_vec();
         programs.extend(with_libraries(Path::new(DRSNOOP))?);

@@ -34,7 +34,7 @@ const PACE: Pace = Pace::PerSecond(100_000.0);
 const PERIODIC: Duration = Duration::from_millis(1200);
 
 /// The default of memtrace.
-const RING: u32 = 2 << 20;
+const RING: u32 = 4 << 20;
 
 /// How long the floor's reader sleeps when there is nothing to read.
 const NAP: Duration = Duration::from_millis(1);
@@ -66,7 +66,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let mut rows = vec![
         Row::new("CPU time: a loop that only reads the ring buffer", UNIT, floor.clone())
             .noting(format!("records of {RECORD} bytes"))
-            .noting(losses(unread)),
+            .losing(unread),
     ];
     for (((mode, budget), values), lost) in MODES.into_iter().zip(values).zip(lost) {
         let row = Row::new(format!("CPU time: {}", mode.name), UNIT, values).against(name, &floor);
@@ -74,14 +74,9 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
             Some(most) => row.within(Budget::Most(most)),
             None => row,
         };
-        rows.push(row.noting(losses(lost)));
+        rows.push(row.losing(lost));
     }
     Ok(rows)
-}
-
-/// What is said of stalls that were lost, if any were.
-fn losses(lost: u64) -> String {
-    if lost == 0 { String::new() } else { format!("{lost} stalls were lost") }
 }
 
 /// The CPU time of a thread that reads records and does nothing with them, and how many it has read.

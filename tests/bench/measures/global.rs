@@ -16,7 +16,7 @@ use tests::{host::require_guest, load::Load, wait::budget};
 use crate::{
     bpf,
     measures::kernel::{in_pairs, over},
-    peers::said,
+    peers::{Rounds, said},
     programs::{Floor, Runs},
     report::{Budget, Row},
     setting::{HISTOGRAM, Mode, ROWS, Setting, measure_runs, mib, millis},
@@ -51,12 +51,14 @@ pub fn measure(setting: &Setting, drsnoop: &Path) -> Result<Vec<Row>> {
     let _measuring = measure_runs()?;
     let time = setting.time(TIME);
     let empty = Floor::empty()?;
-    let (mut floor, mut peer, mut values) = (Vec::new(), Vec::new(), MODES.map(|_| Vec::new()));
-    let (mut attached, mut peer_attached) = (Vec::new(), Vec::new());
+    let (mut floor, mut peer, mut values) =
+        (Vec::new(), Rounds::default(), MODES.map(|_| Vec::new()));
+    let mut lost = MODES.map(|_| 0);
+    let (mut attached, mut peer_attached) = (Vec::new(), Rounds::default());
     let (mut resident, mut peer_resident) = (Vec::new(), Vec::new());
     // As long as there is memory, else it is the load that is measured.
     for _ in 0..setting.rounds {
-        peer_attached.push(millis(Drsnoop::start(drsnoop, &setting.output())?.took));
+        peer_attached.measure(|| Ok(millis(Drsnoop::start(drsnoop, &setting.output())?.took)));
         attached.push(millis(setting.start(ROWS)?.took));
     }
     let args = ["churn", "--whole-machine", "--threads", "2", "--duration", "1h"];
@@ -68,31 +70,35 @@ pub fn measure(setting: &Setting, drsnoop: &Path) -> Result<Vec<Row>> {
         floor.push(over(time, || Ok(in_pairs(Runs::of(&empty.ids()?)?)))?);
         drop(links);
 
-        let drsnoop = Drsnoop::start(drsnoop, &setting.output())?;
-        peer.push(over(time, || Ok(in_pairs(Runs::of(&drsnoop.programs)?)))?);
-        peer_resident.push(mib(memory_of(drsnoop.child.id(), "VmHWM")?));
-        drop(drsnoop);
+        peer.measure(|| {
+            let drsnoop = Drsnoop::start(drsnoop, &setting.output())?;
+            let value = over(time, || Ok(in_pairs(Runs::of(&drsnoop.programs)?)))?;
+            peer_resident.push(mib(memory_of(drsnoop.child.id(), "VmHWM")?));
+            Ok(value)
+        });
 
-        for (mode, values) in MODES.into_iter().zip(&mut values) {
+        for ((mode, values), lost) in MODES.into_iter().zip(&mut values).zip(&mut lost) {
             let tracer = setting.start(mode)?;
             values.push(over(time, || Ok((tracer.runs()?, tracer.count(OURS)?)))?);
             if mode == ROWS {
                 resident.push(mib(tracer.memory("VmHWM")?));
             }
-            tracer.stop()?;
+            *lost += tracer.stop()?.lost;
         }
     }
     let name = |what| format!("guest, BPF time: {what}");
-    let mut rows = vec![
-        Row::new(name("two empty programs"), UNIT, floor),
-        Row::new(name(PEER), UNIT, peer.clone()),
-    ];
-    for (mode, values) in MODES.into_iter().zip(values) {
-        let row = Row::new(name(mode.name), UNIT, values).against(PEER, &peer);
-        rows.push(row.within(Budget::MostTimes(TIMES)));
+    let mut rows =
+        vec![Row::new(name("two empty programs"), UNIT, floor), peer.row(name(PEER), UNIT)];
+    for ((mode, values), lost) in MODES.into_iter().zip(values).zip(lost) {
+        let row = Row::new(name(mode.name), UNIT, values).against(PEER, peer.values());
+        rows.push(row.within(Budget::MostTimes(TIMES)).losing(lost));
     }
+    // The peer has no row of its own here.
     rows.push(
-        Row::new("guest, start until attached: rows", "ms", attached).against(PEER, &peer_attached),
+        peer_attached.explain(
+            Row::new("guest, start until attached: rows", "ms", attached)
+                .against(PEER, peer_attached.values()),
+        ),
     );
     rows.push(
         Row::new("guest, peak resident memory: rows", "MiB", resident)
@@ -102,8 +108,7 @@ pub fn measure(setting: &Setting, drsnoop: &Path) -> Result<Vec<Row>> {
 }
 
 /// What is said where nothing was measured.
-pub fn missing(why: Option<&str>) -> Row {
-    let why = why.unwrap_or("not measured: `cargo xtask bench` does that in a guest");
+pub fn missing(why: &str) -> Row {
     Row::missing(format!("guest, BPF time: {}", ROWS.name), UNIT, why)
         .within(Budget::MostTimes(TIMES))
 }

@@ -11,10 +11,10 @@ use tests::wait::budget;
 
 use crate::{
     flood::{Pace, Pair},
-    peers,
+    peers::{Bpftrace, Rounds},
     programs::{Floor, Runs},
     report::{Budget, Row},
-    setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, STACKS, Setting, measure_runs},
+    setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, STACKS, Setting, WARM_UP, measure_runs},
 };
 
 const MODES: [Mode; 5] = [ROWS, EXTENDED, STACKS, JSON, HISTOGRAM];
@@ -31,7 +31,7 @@ const FLOOD: u64 = 20_000;
 const BATCH: u64 = 500;
 
 /// How long nothing comes between the batches of the empty pair: as long as memtrace takes at least.
-const PAUSE: Duration = Duration::from_millis(50);
+pub const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long each program has for real stalls, in each round.
 const CHURN: Duration = Duration::from_secs(2);
@@ -85,7 +85,7 @@ pub fn flood(setting: &Setting) -> Result<Vec<Row>> {
     for ((mode, values), lost) in MODES.into_iter().zip(values).zip(lost) {
         let name = format!("BPF time, flood: {}", mode.name);
         let row = with_budget(Row::new(name, UNIT, values).against(FLOOR, &floor), mode);
-        rows.push(if lost > 0 { row.noting(format!("{lost} stalls found no room")) } else { row });
+        rows.push(row.losing(lost));
     }
     Ok(rows)
 }
@@ -119,9 +119,10 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
     let _measuring = measure_runs()?;
     let time = setting.time(CHURN);
     let _load = setting.churn()?;
+    thread::sleep(WARM_UP);
     let (empty, clock) = (Floor::empty()?, Floor::clock()?);
     let [mut floor, mut clocks] = [Vec::new(), Vec::new()];
-    let mut peer = Ok(Vec::new());
+    let mut peer = Rounds::default();
     let mut values = MODES.map(|_| Vec::new());
     let mut without_room = 0;
     for _ in 0..setting.rounds {
@@ -129,15 +130,10 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
             let _attached = programs.attach()?;
             values.push(over(time, || Ok(in_pairs(Runs::of(&programs.ids()?)?)))?);
         }
-        if let Ok(values) = &mut peer {
-            match peers::Bpftrace::histogram() {
-                Ok(bpftrace) => {
-                    let ids = bpftrace.programs();
-                    values.push(over(time, || Ok(in_pairs(Runs::of(ids)?)))?);
-                }
-                Err(err) => peer = Err(err),
-            }
-        }
+        peer.measure(|| {
+            let bpftrace = Bpftrace::histogram()?;
+            over(time, || Ok(in_pairs(Runs::of(bpftrace.programs())?)))
+        });
         for (mode, values) in MODES.into_iter().zip(&mut values) {
             let tracer = setting.start(mode)?;
             values.push(over(time, || Ok((tracer.runs()?, tracer.ends()?)))?);
@@ -145,11 +141,7 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
         }
     }
     let mut rows = floors("churn", &floor, clocks);
-    let name = "BPF time, churn: bpftrace hist()";
-    rows.push(match peer {
-        Ok(values) => Row::new(name, UNIT, values).against(FLOOR, &floor),
-        Err(err) => Row::missing(name, UNIT, format!("{err:#}")),
-    });
+    rows.push(peer.row("BPF time, churn: bpftrace hist()", UNIT).against(FLOOR, &floor));
     for (mode, values) in MODES.into_iter().zip(values) {
         let name = format!("BPF time, churn: {}", mode.name);
         rows.push(with_budget(Row::new(name, UNIT, values).against(FLOOR, &floor), mode));

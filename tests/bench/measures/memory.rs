@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     flood::Pace,
-    peers::Bpftrace,
+    peers::{Bpftrace, Rounds},
     report::{Budget, Row},
     setting::{HISTOGRAM, Mode, ROWS, Setting, mib},
     tracer::memory_of,
@@ -36,7 +36,7 @@ struct Memory {
 /// Measures it.
 pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let mut memories = MODES.map(|_| Memory::default());
-    let mut peer = Ok(Vec::new());
+    let mut peer = Rounds::default();
     let load = setting.churn()?;
     for _ in 0..setting.rounds {
         for (mode, memory) in MODES.into_iter().zip(&mut memories) {
@@ -49,25 +49,15 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
             memory.maps.push(mib(tracer.maps()?));
             tracer.stop()?;
         }
-        if let Ok(values) = &mut peer {
-            match Bpftrace::histogram() {
-                Ok(bpftrace) => values.push(mib(memory_of(bpftrace.id(), "VmHWM")?)),
-                Err(err) => peer = Err(err),
-            }
-        }
+        peer.measure(|| Ok(mib(memory_of(Bpftrace::histogram()?.id(), "VmHWM")?)));
     }
     drop(load);
-    let name = "peak resident memory: bpftrace hist()";
-    let (other, peer) = match peer {
-        Ok(values) => (Row::new(name, UNIT, values.clone()), values),
-        Err(err) => (Row::missing(name, UNIT, format!("{err:#}")), Vec::new()),
-    };
-    let mut rows = vec![other];
+    let mut rows = vec![peer.row("peak resident memory: bpftrace hist()", UNIT)];
     for (mode, Memory { peak, locked, maps }) in MODES.into_iter().zip(memories) {
         let name = |what| format!("{what}: {}", mode.name);
         rows.extend([
             Row::new(name("peak resident memory"), UNIT, peak)
-                .against("bpftrace", &peer)
+                .against("bpftrace", peer.values())
                 .within(Budget::Most(RESIDENT)),
             Row::new(name("locked memory"), UNIT, locked),
             Row::new(name("kernel memory of the maps"), UNIT, maps),

@@ -10,7 +10,7 @@ use tests::wait::budget;
 
 use crate::{
     report::{Budget, Row},
-    setting::{Churn, HISTOGRAM, LoadKind, Mode, ROWS, Setting},
+    setting::{Churn, HISTOGRAM, LoadKind, Mode, ROWS, Setting, WARM_UP},
     stats::{Spread, confidence},
     tracer::Tracer,
 };
@@ -32,9 +32,6 @@ const CYCLE: f64 = 4.0;
 
 /// How often one looks how far the load is.
 const PERIOD: Duration = Duration::from_millis(1);
-
-/// Until a new load's files are there and its cgroup is full.
-const WARM_UP: Duration = Duration::from_secs(2);
 
 /// Until the load goes on as usual after memtrace has started or ended.
 const SETTLE: Duration = Duration::from_millis(200);

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    peers::{Bpftrace, said},
+    peers::{Bpftrace, Rounds, said},
     report::{Budget, Row},
     setting::{ROWS, Setting, millis},
     tracer::Tracer,
@@ -54,32 +54,21 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     }
     let _load = setting.churn()?;
     let mut first = Vec::new();
-    let mut peer = Ok(Vec::new());
+    let mut peer = Rounds::default();
     for _ in 0..setting.rounds {
         let started = Instant::now();
         let (tracer, stdout) = start(setting)?;
         first_row(stdout)?;
         first.push(millis(started.elapsed()));
         drop(tracer);
-        if let Ok(values) = &mut peer {
-            match bpftrace() {
-                Ok(took) => values.push(millis(took)),
-                Err(err) => peer = Err(err),
-            }
-        }
+        peer.measure(|| bpftrace().map(millis));
     }
     let name = "start until the first row, in churn";
-    let (other, peer) = match peer {
-        Ok(values) => (Row::new(format!("{name}: bpftrace"), UNIT, values.clone()), values),
-        Err(err) => {
-            (Row::missing(format!("{name}: bpftrace"), UNIT, format!("{err:#}")), Vec::new())
-        }
-    };
     Ok(vec![
         Row::new("start until attached", UNIT, attached).within(Budget::Most(ATTACHED)),
         Row::new("end of a stall until its row", UNIT, shown).within(Budget::Most(SHOWN)),
-        other,
-        Row::new(format!("{name}: memtrace"), UNIT, first).against("bpftrace", &peer),
+        peer.row(format!("{name}: bpftrace"), UNIT),
+        Row::new(format!("{name}: memtrace"), UNIT, first).against("bpftrace", peer.values()),
     ])
 }
 
