@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use anyhow::Result;
 use rustix::process::Signal;
 use tests::{
-    host::is_guest,
+    host::{has_preemptible_tracepoints, is_guest},
     load::{Churning, HITS, Load, limited_cgroup},
     oracle::{Oracle, Trace},
     rows::Output,
@@ -57,14 +57,21 @@ fn full_ring_buffer() -> Result<()> {
     Ok(())
 }
 
+/// Where the kernel counts, no stall needs room in the buffer; where it does not, each is lost or shown
+/// as those of rows are.
 #[test]
-fn histograms_of_a_stopped_reader_lose_nothing() -> Result<()> {
+fn histograms_of_a_stopped_reader() -> Result<()> {
     let (finished, count) = starve(|args| Memtrace::start(args), &["--json", "-H"])?;
     let Output { rows: _, summary, histograms } = Output::parse(&finished.stdout)?;
-    summary.assert_nothing_lost();
-    assert_eq!(summary.stalls, count, "those of the oracle, although 4 KiB hold some dozens");
+    if has_preemptible_tracepoints() {
+        assert!(summary.lost > 0, "4 KiB hold some dozens: {summary:?}");
+        assert_eq!(summary.stalls + summary.lost, count, "{summary:?}");
+    } else {
+        summary.assert_nothing_lost();
+        assert_eq!(summary.stalls, count, "those of the oracle, although 4 KiB hold some dozens");
+    }
     let counts = histograms.iter().filter_map(|histogram| histogram["count"].as_u64());
-    assert_eq!(counts.sum::<u64>(), count);
+    assert_eq!(counts.sum::<u64>(), summary.stalls);
     Ok(())
 }
 

@@ -240,10 +240,9 @@ impl Live {
                 // Nothing but our own probes writes here, and their records are of this very build.
                 Ok(Some(None)) => self.undecodable += 1,
                 Ok(Some(stall)) => return Ok(stall),
-                Ok(None) => return Ok(None),
                 Err(error) if self.links.is_empty() => return Err(LiveError::Ring(error)),
-                // There is no memory to look further; there may be when it is looked again.
-                Err(_) => return Ok(None),
+                // Where there is no memory to look further, there may be when it is looked again.
+                Ok(None) | Err(_) => return Ok(None),
             }
         }
     }

@@ -108,7 +108,9 @@ pub(super) struct Plan {
     /// In the order in which they are attached: ends first, so that every begin finds its end.
     pub(super) probes: Vec<Probe>,
     pub(super) unavailable: Vec<String>,
-    /// Whether the probes can keep histograms: no two may write to the same part of one at once.
+    /// Whether the probes can keep histograms: no two may write to the same part of one at once, and
+    /// taking them must not get in the way of any. The kernel leaves classic ones out on a CPU on which
+    /// a map's elements are looked up or removed just then (`bpf_disable_instrumentation()`).
     pub(super) counts: bool,
 }
 
@@ -119,8 +121,7 @@ impl Plan {
             Subject::Reclaim(kinds) => plan.reclaim(kinds, request.extended, kernel)?,
             Subject::Compaction(_) => plan.compaction(request.extended, kernel)?,
         }
-        plan.counts =
-            !plan.can_be_preempted(kernel.has_preemptible_tracepoints) && tallies::can_be_taken();
+        plan.counts = !kernel.has_preemptible_tracepoints && tallies::can_be_taken();
         if request.cgroups {
             plan.lacks(kernel.layout.kernfs_node_id, "cgroups", "cgroups are not in its BTF");
         }
@@ -135,12 +136,6 @@ impl Plan {
             plan.unavailable.push(reason.to_owned());
         }
         Ok(plan)
-    }
-
-    /// Whether a program of these may be preempted by another, where tracepoints may be. Those on
-    /// classic ones are not.
-    fn can_be_preempted(&self, are_preemptible: bool) -> bool {
-        are_preemptible && self.probes.iter().any(|probe| probe.kind == ProgramKind::Raw)
     }
 
     fn reclaim(
@@ -313,19 +308,7 @@ mod tests {
             assert_eq!(plan.program_kind(are_preemptible, has_tracefs), kind, "{case}");
             let loses_some = are_preemptible && !has_tracefs;
             assert_eq!(plan.unavailable.len(), usize::from(loses_some), "{case}");
-            plan.probes.extend(RECLAIM.iter().map(|(_, begin, _)| begin.of(kind)));
-            assert_eq!(plan.can_be_preempted(are_preemptible), loses_some, "{case}");
         }
-    }
-
-    #[test]
-    fn one_raw_program_is_enough_to_be_preempted() {
-        let classic = LRU_ISOLATE.of(ProgramKind::Classic);
-        let mut plan = Plan { probes: vec![classic, COMPACT_END, classic], ..Plan::default() };
-        assert!(plan.can_be_preempted(true));
-        assert!(!plan.can_be_preempted(false));
-        plan.probes.retain(|probe| *probe == classic);
-        assert!(!plan.can_be_preempted(true));
     }
 
     #[test]

@@ -383,7 +383,9 @@ impl<'a> Run<'a> {
         if verbosity == Verbosity::Verbose {
             say(format_args!("memtrace: attached to {}", self.live.attached().join(", ")));
             if self.config.request.tell_apart.is_some() && !self.live.counts() {
-                say("memtrace: each stall is delivered, as this kernel cannot count them exactly");
+                say(
+                    "memtrace: each stall goes through the buffer, as this kernel cannot count them exactly",
+                );
             }
             for feature in self.live.unavailable() {
                 say(format_args!("memtrace: not available on this kernel: {feature}"));
