@@ -12,7 +12,7 @@ use tests::{
     compare::match_up,
     host::{is_guest, zones},
     load::{Churning, HITS, LIMIT, Load, THREAD_BYTES, limited_cgroup},
-    oracle::Detail,
+    oracle::{Detail, Stall},
     rows::Output,
     run::{Finished, Memtrace, command},
     watch::{Watched, watch},
@@ -24,6 +24,9 @@ const ENOUGH: usize = 500;
 /// Where more threads than this want to run, how far two measurements are apart says nothing, and
 /// memtrace has to wait so long that more stalls than usual wait for it.
 const MOST_TIMED: usize = 8;
+
+/// Slots for stalls in progress in [`more_threads_than_slots`], a power of two.
+const SLOTS: u32 = 4;
 
 fn memload() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_memload"))
@@ -37,25 +40,26 @@ struct Threads {
     stalled: BTreeSet<u32>,
     /// How many of them were in a stall at the same time.
     at_once: usize,
+    /// How often one stalled while another did that had the same of [`SLOTS`] slots.
+    shared: usize,
 }
 
 /// Compares the reclaim of a load, which is let `work` until it has stalled often `enough`.
 fn compare_churn(
     what: &Churning<'_>,
+    args: &[&str],
     enough: usize,
     work: impl FnOnce(&mut Load, &Memtrace) -> Result<()>,
 ) -> Result<Threads> {
     let mut load = Load::churn(memload(), what)?;
     let (pid, workers) = (load.id(), load.workers().into_iter().collect());
-    let is_timed = what.threads <= MOST_TIMED;
-    let args = if is_timed { &[][..] } else { &["--buffer-size", "32M"] };
     let watched = watch("drsnoop", args, |memtrace| {
         work(&mut load, memtrace)?;
         load.stop().map(drop)
     })?;
     watched.assert_same_fields();
     let matched = watched.matched();
-    if is_timed {
+    if what.threads <= MOST_TIMED {
         matched.assert_times_agree();
     }
 
@@ -75,35 +79,47 @@ fn compare_churn(
     let ended = |at_ns: u64| stalls.iter().filter(|stall| stall.end_ns <= at_ns).count();
     // There are most of them where one begins.
     let at_once = stalls.iter().map(|stall| begun(stall.begin_ns) - ended(stall.begin_ns)).max();
+    let share = |one: &Stall, other: &Stall| {
+        one.tid != other.tid
+            && one.tid % SLOTS == other.tid % SLOTS
+            && (one.begin_ns..one.end_ns).contains(&other.begin_ns)
+    };
     Ok(Threads {
         workers,
         stalled: stalls.iter().map(|stall| stall.tid).collect(),
         at_once: at_once.unwrap_or_default(),
+        shared: stalls.iter().filter(|one| stalls.iter().any(|other| share(one, other))).count(),
     })
 }
 
 /// Compares the reclaim of a load whose threads stay.
-fn compare_all_of(threads: usize) -> Result<()> {
+fn compare_all_of(threads: usize, args: &[&str]) -> Result<Threads> {
     let cgroup = limited_cgroup()?;
     let what = Churning { threads, ..Churning::new(&cgroup) };
-    let Threads { workers, stalled, at_once: _ } =
-        compare_churn(&what, ENOUGH, |load, memtrace| {
-            load.work_until_shown(memtrace, ENOUGH, threads)
-        })?;
+    let compared = compare_churn(&what, args, ENOUGH, |load, memtrace| {
+        load.work_until_shown(memtrace, ENOUGH, threads)
+    })?;
+    let Threads { workers, stalled, .. } = &compared;
     assert_eq!(workers.len(), threads, "threads that work: {workers:?}");
-    let idle: Vec<_> = workers.difference(&stalled).collect();
+    let idle: Vec<_> = workers.difference(stalled).collect();
     assert!(idle.is_empty(), "{idle:?} of {workers:?} never stalled, but {stalled:?} did");
-    Ok(())
+    Ok(compared)
 }
 
 #[test]
 fn threads_that_stay() -> Result<()> {
-    compare_all_of(4)
+    compare_all_of(4, &[]).map(drop)
 }
 
+/// More of them than CPUs, and than the slots that memtrace has for stalls in progress: who finds its
+/// slot taken goes into a table.
 #[test]
-fn more_threads_than_cpus_at_once() -> Result<()> {
-    compare_all_of(8)
+fn more_threads_than_slots() -> Result<()> {
+    let args = ["--max-stalled", &SLOTS.to_string()];
+    let Threads { shared, .. } = compare_all_of(2 * SLOTS as usize, &args)?;
+    println!("{shared} stalls while another one had the slot");
+    assert!(shared > 0, "no two threads of the same slot stalled at once");
+    Ok(())
 }
 
 /// Many of them stall at the same time. Memtrace, which is one thread more, has to wait for its turn on
@@ -117,9 +133,11 @@ fn two_hundred_threads() -> Result<()> {
     // What each of them writes cannot be reclaimed before it is on the disk.
     let cgroup = Cgroup::limited(TEST, LIMIT + THREADS as u64 * 2 * THREAD_BYTES)?;
     let what = Churning { threads: THREADS, ..Churning::new(&cgroup) };
-    let Threads { workers, stalled, at_once } = compare_churn(&what, MOST, |load, _| {
+    let args = ["--buffer-size", "32M"];
+    let compared = compare_churn(&what, &args, MOST, |load, _| {
         load.work(&cgroup, if is_guest() { HITS } else { 4 * HITS })
     })?;
+    let Threads { workers, stalled, at_once, .. } = compared;
     let count = workers.intersection(&stalled).count();
     assert!(count >= MOST, "only {count} of {} threads stalled", workers.len());
     println!("{at_once} of {count} stalled at once");
@@ -136,10 +154,10 @@ fn threads_that_come_and_go() -> Result<()> {
     const MANY: usize = 20;
     let cgroup = limited_cgroup()?;
     let what = Churning { brief: true, ..Churning::new(&cgroup) };
-    let Threads { workers, stalled, at_once: _ } =
-        compare_churn(&what, ENOUGH, |load, memtrace| {
-            load.work_until_shown(memtrace, ENOUGH, MANY + what.threads)
-        })?;
+    let compared = compare_churn(&what, &[], ENOUGH, |load, memtrace| {
+        load.work_until_shown(memtrace, ENOUGH, MANY + what.threads)
+    })?;
+    let Threads { workers, stalled, .. } = compared;
     let came = stalled.difference(&workers).count();
     assert!(came >= MANY, "only {came} threads stalled: {stalled:?}");
     Ok(())

@@ -8,11 +8,11 @@ use crate::{
     flood::Pace,
     peers::{Bpftrace, Rounds},
     report::{Budget, Row},
-    setting::{HISTOGRAM, Mode, ROWS, Setting, mib},
+    setting::{HISTOGRAM, Mode, ROWS, STACKS, Setting, mib},
     tracer::memory_of,
 };
 
-const MODES: [Mode; 2] = [ROWS, HISTOGRAM];
+const MODES: [Mode; 3] = [ROWS, HISTOGRAM, STACKS];
 
 const UNIT: &str = "MiB";
 
