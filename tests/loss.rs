@@ -105,7 +105,7 @@ fn full_ring_buffer_when_quiet() -> Result<()> {
     Ok(())
 }
 
-/// Room for one thread, and eight of them stalled at once on fewer CPUs.
+/// Room for one thread in a slot and for one in the table, and eight of them.
 #[test]
 fn full_table() -> Result<()> {
     let cgroup = limited_cgroup()?;

@@ -3,10 +3,13 @@
 //! atomic operation before 5.12.
 
 /// Adds to a number in a map.
+///
+/// # Safety
+/// `number` is a value, or a part of one, of a map.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-pub fn add(number: *mut u64, what: i64) {
-    // SAFETY: the pointer is to a value of a map, which is there as long as the map is.
+pub unsafe fn add(number: *mut u64, what: i64) {
+    // SAFETY: the value is there as long as the map is, and so as the probe.
     unsafe {
         core::arch::asm!(
             "lock *(u64 *)({number} + 0) += {what}",
@@ -18,9 +21,12 @@ pub fn add(number: *mut u64, what: i64) {
 }
 
 /// Adds to a number in a map.
+///
+/// # Safety
+/// As of [`add`].
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-pub fn add_u32(number: *mut u32, what: i32) {
+pub unsafe fn add_u32(number: *mut u32, what: i32) {
     // SAFETY: as above. The operation takes the low half of the register.
     unsafe {
         core::arch::asm!(
@@ -34,14 +40,14 @@ pub fn add_u32(number: *mut u32, what: i32) {
 
 /// For the lints, which see this crate as a program of the host.
 #[cfg(not(target_arch = "bpf"))]
-pub fn add(number: *mut u64, what: i64) {
+pub unsafe fn add(number: *mut u64, what: i64) {
     // SAFETY: as above.
     unsafe { *number = (*number).wrapping_add_signed(what) };
 }
 
 /// For the lints, too.
 #[cfg(not(target_arch = "bpf"))]
-pub fn add_u32(number: *mut u32, what: i32) {
+pub unsafe fn add_u32(number: *mut u32, what: i32) {
     // SAFETY: as above.
     unsafe { *number = (*number).wrapping_add_signed(what) };
 }

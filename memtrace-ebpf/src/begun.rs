@@ -88,10 +88,12 @@ pub fn take(key: ReclaimKey) -> Option<Reclaim> {
 fn keep_without_slot(key: ReclaimKey, reclaim: &Reclaim) -> bool {
     let Some(without_slot) = WITHOUT_SLOT.get_ptr_mut(0) else { return false };
     // Before it can be looked for, and too often where the thread's last end was missed.
-    atomic::add(without_slot, 1);
+    // SAFETY: it is a value of a map.
+    unsafe { atomic::add(without_slot, 1) };
     let kept = RECLAIMS.insert(key, reclaim, 0).is_ok();
     if !kept {
-        atomic::add(without_slot, -1);
+        // SAFETY: as above.
+        unsafe { atomic::add(without_slot, -1) };
     }
     kept
 }
@@ -107,7 +109,8 @@ fn take_without_slot(key: ReclaimKey, reclaim: &mut MaybeUninit<Reclaim>) -> boo
     if RECLAIMS.remove(key).is_ok()
         && let Some(without_slot) = WITHOUT_SLOT.get_ptr_mut(0)
     {
-        atomic::add(without_slot, -1);
+        // SAFETY: as above.
+        unsafe { atomic::add(without_slot, -1) };
     }
     true
 }
@@ -152,11 +155,13 @@ fn claim(slot: *mut Slot) -> bool {
     if unsafe { claims.read_volatile() } != 0 {
         return false;
     }
-    atomic::add_u32(claims, 1);
+    // SAFETY: a slot is a value of a map.
+    unsafe { atomic::add_u32(claims, 1) };
     // SAFETY: as above.
     let alone = unsafe { claims.read_volatile() } == 1;
     if !alone {
-        atomic::add_u32(claims, -1);
+        // SAFETY: as above.
+        unsafe { atomic::add_u32(claims, -1) };
     }
     alone
 }
@@ -164,7 +169,9 @@ fn claim(slot: *mut Slot) -> bool {
 #[inline(always)]
 fn release(slot: *mut Slot) {
     // SAFETY: as above; only the address of a part is taken.
-    atomic::add_u32(unsafe { &raw mut (*slot).claims }, -1);
+    let claims = unsafe { &raw mut (*slot).claims };
+    // SAFETY: as above.
+    unsafe { atomic::add_u32(claims, -1) };
 }
 
 #[inline(always)]

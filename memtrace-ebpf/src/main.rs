@@ -2,8 +2,8 @@
 //!
 //! `reclaim` and `compaction` each hold the probes of one mechanism. What they share stands in
 //! `settings` (what user space asked for), `event` (what a tracepoint tells), `kernel` (reading the
-//! kernel's structures), `begun` (reclaims in progress), `tally` (histograms) and `stall` (filters,
-//! counters and delivery).
+//! kernel's structures), `begun` (reclaims in progress), `tally` (histograms), `stall` (filters,
+//! counters and delivery) and `atomic` (adding).
 
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

@@ -98,7 +98,7 @@ fn begin(event: &impl Event, mechanism: u32) {
     }
     let control = control(thread, mechanism);
     let proactive = is_proactive(control);
-    if !wanted_kind(mechanism, proactive) {
+    if !is_wanted(kind(mechanism, proactive)) {
         return;
     }
     let fields = event.reclaim_fields(mechanism);
@@ -157,7 +157,7 @@ fn not_kept(event: &impl Event, tid: u32, mechanism: u32) {
 fn not_begun(event: &impl Event, mechanism: u32) {
     let thread = Thread::current();
     let is_proactive = is_proactive(control(thread, mechanism));
-    if thread.passes() && wanted_kind(mechanism, is_proactive) {
+    if thread.passes() && is_wanted(kind(mechanism, is_proactive)) {
         count(counter::END_WITHOUT_BEGIN);
         debug!(event, "no begin: thread {} ended reclaim {}", thread.tid, mechanism);
     }
@@ -172,7 +172,12 @@ fn end(event: &impl Event, mechanism: u32) {
     };
     let Some(duration_ns) = duration_since(begin.start_ns) else { return };
     let order = (begin.known & known::ORDER != 0).then_some(i64::from(begin.order));
-    if tally::count(thread, duration_ns, kind(mechanism, begin.known), order) {
+    if tally::count(
+        thread,
+        duration_ns,
+        kind(mechanism, begin.known & known::PROACTIVE != 0),
+        order,
+    ) {
         return;
     }
     let mut stall = thread.stall(begin.start_ns, duration_ns, mechanism);
@@ -235,13 +240,12 @@ fn is_proactive(control: Option<u64>) -> bool {
 
 /// One of [`kind`].
 #[inline(always)]
-fn kind(mechanism: u32, known: u32) -> u32 {
-    if known & known::PROACTIVE != 0 { kind::PROACTIVE } else { mechanism }
+fn kind(mechanism: u32, is_proactive: bool) -> u32 {
+    if is_proactive { kind::PROACTIVE } else { mechanism }
 }
 
 #[inline(always)]
-fn wanted_kind(mechanism: u32, proactive: bool) -> bool {
-    let kind = if proactive { kind::PROACTIVE } else { mechanism };
+fn is_wanted(kind: u32) -> bool {
     config!(kinds) & (1 << kind) != 0
 }
 

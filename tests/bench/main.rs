@@ -194,7 +194,7 @@ fn measure(measuring: &Measuring) -> Result<()> {
         let name = measure.to_possible_value();
         let name = name.as_ref().map_or("", |value| value.get_name());
         eprintln!("bench: {name}");
-        match measure.run(&setting) {
+        match setting.ensure_going_on().and_then(|()| measure.run(&setting)) {
             Ok(found) => rows.extend(found),
             // What the others have found is not lost for it.
             Err(err) => {
@@ -202,7 +202,6 @@ fn measure(measuring: &Measuring) -> Result<()> {
                 rows.push(Row::new(name, "", Vec::new()).failing(format!("{err:#}")));
             }
         }
-        setting.ensure_going_on()?;
     }
     let report = Report {
         kernel: host::kernel(),

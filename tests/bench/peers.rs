@@ -2,14 +2,14 @@
 
 use std::{
     env, fmt,
-    io::Read as _,
-    process::{Child, ChildStderr, Command, Stdio},
+    io::Read,
+    process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
 
 use ::tests::wait::budget;
-use anyhow::{Context as _, Error, Result, bail};
+use anyhow::{Context as _, Error, Result, anyhow, ensure};
 
 use crate::{report::Row, tracer::programs_of};
 
@@ -21,25 +21,38 @@ tracepoint:vmscan:mm_vmscan_memcg_reclaim_end /@begin[tid]/ {
     delete(@begin[tid]);
 }";
 
-/// Programs that a script has for its two tracepoints.
+/// Programs that a peer has for its two tracepoints.
 const PROGRAMS: usize = 2;
 
-/// Gives bpftrace a tracefs, where this machine has none mounted, that nobody else sees.
+/// bcc's drsnoop, as Debian calls it.
+const DRSNOOP: &str = "/usr/sbin/drsnoop-bpfcc";
+
+/// Gives a program tracefs, and debugfs where it can be had, if this machine has none mounted, that nobody else sees.
 const IN_PRIVATE: &str = r#"
 test -d /sys/kernel/tracing/events || mount -t tracefs nodev /sys/kernel/tracing || exit
-exec bpftrace "$@""#;
+test -d /sys/kernel/debug/tracing || mount -t debugfs nodev /sys/kernel/debug 2>/dev/null
+exec "$@""#;
 
 /// What one does without, and no failure.
 #[derive(Debug)]
-struct NotInstalled(&'static str);
+enum Unavailable {
+    NotInstalled(&'static str),
+    /// What it says of why.
+    DoesNotStart(&'static str, String),
+}
 
-impl fmt::Display for NotInstalled {
+impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is not installed: `cargo xtask bench --peers` installs it", self.0)
+        match self {
+            Self::NotInstalled(program) => {
+                write!(f, "{program} is not installed: `cargo xtask bench --peers` installs it")
+            }
+            Self::DoesNotStart(program, why) => write!(f, "{program} does not start here: {why}"),
+        }
     }
 }
 
-impl std::error::Error for NotInstalled {}
+impl std::error::Error for Unavailable {}
 
 /// A peer's values, one for each round, until it fails. It is not asked again then.
 #[derive(Debug, Default)]
@@ -74,52 +87,56 @@ impl Rounds {
     pub fn explain(&self, row: Row) -> Row {
         match &self.end {
             None => row,
-            Some(err) if err.is::<NotInstalled>() => row.noting(format!("{err:#}")),
+            Some(err) if err.is::<Unavailable>() => row.noting(format!("{err:#}")),
             Some(err) => row.failing(format!("{err:#}")),
         }
     }
 }
 
-/// A running bpftrace. It is killed when dropped.
+/// A running tracer. It is killed when dropped.
 #[derive(Debug)]
-pub struct Bpftrace {
+pub struct Peer {
     child: Child,
     programs: Vec<u32>,
 }
 
-impl Bpftrace {
-    /// Starts it, in a mount namespace of its own.
-    pub fn command(args: &[&str]) -> Result<Command> {
-        if !is_on_path("bpftrace") {
-            return Err(NotInstalled("bpftrace").into());
-        }
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", IN_PRIVATE, "bpftrace"]).args(args);
-        Ok(command)
+impl Peer {
+    /// Starts bpftrace with a script that makes a histogram of stalls at cgroups' limits, and waits until that is attached.
+    pub fn bpftrace() -> Result<Self> {
+        let mut command = bpftrace(&["-e", HISTOGRAM])?;
+        // Nobody reads it.
+        command.stdout(Stdio::null());
+        Self::start(command)?.map_err(|why| anyhow!("bpftrace does not start: {why}"))
     }
 
-    /// Starts it with a script that makes a histogram of stalls at cgroups' limits, and waits until that is attached.
-    pub fn histogram() -> Result<Self> {
-        let mut command = Self::command(&["-e", HISTOGRAM])?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let child = command.spawn().context("cannot start bpftrace")?;
-        let mut bpftrace = Self { child, programs: Vec::new() };
+    /// Starts bcc's drsnoop, and waits until it is attached. It needs headers of the running kernel and a
+    /// symbol that many kernels hide.
+    pub fn bcc() -> Result<Self> {
+        let mut command = in_private(DRSNOOP, &[])?;
+        // Where it says why it does not start.
+        command.stdout(Stdio::piped());
+        Self::start(command)?.map_err(|why| Unavailable::DoesNotStart(DRSNOOP, why).into())
+    }
+
+    /// Starts it, or gives what it says of why it ends at once.
+    fn start(mut command: Command) -> Result<Result<Self, String>> {
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().context("cannot start a peer")?;
+        let mut peer = Self { child, programs: Vec::new() };
         let mut waited = Duration::ZERO;
-        while bpftrace.programs.len() < PROGRAMS {
-            if let Some(status) = bpftrace.child.try_wait().context("cannot wait for bpftrace")? {
-                let why = said(bpftrace.child.stderr.take());
-                bail!("bpftrace ended before it was attached, with {status}: {why}");
+        while peer.programs.len() < PROGRAMS {
+            if let Some(status) = peer.child.try_wait().context("cannot wait for a peer")? {
+                let (stdout, stderr) =
+                    (said(peer.child.stdout.take()), said(peer.child.stderr.take()));
+                return Ok(Err(format!("it ended with {status}, and said `{stdout}{stderr}`")));
             }
-            if waited > budget() {
-                bail!("bpftrace is not attached after {waited:?}");
-            }
+            ensure!(waited <= budget(), "the peer is not attached after {waited:?}");
             let period = Duration::from_millis(20);
             thread::sleep(period);
             waited += period;
-            bpftrace.programs =
-                programs_of(bpftrace.child.id())?.into_iter().map(|(id, _)| id).collect();
+            peer.programs = programs_of(peer.child.id())?.into_iter().map(|(id, _)| id).collect();
         }
-        Ok(bpftrace)
+        Ok(Ok(peer))
     }
 
     /// The ids of its programs.
@@ -133,7 +150,7 @@ impl Bpftrace {
     }
 }
 
-impl Drop for Bpftrace {
+impl Drop for Peer {
     fn drop(&mut self) {
         // Both fail where it has ended, which is what is wanted.
         let _killed: std::io::Result<()> = self.child.kill();
@@ -141,22 +158,40 @@ impl Drop for Bpftrace {
     }
 }
 
+/// What starts bpftrace.
+pub fn bpftrace(args: &[&str]) -> Result<Command> {
+    in_private("bpftrace", args)
+}
+
+/// What starts a program in a mount namespace of its own.
+fn in_private(program: &'static str, args: &[&str]) -> Result<Command> {
+    if !is_there(program) {
+        return Err(Unavailable::NotInstalled(program).into());
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", IN_PRIVATE, "sh", program]).args(args);
+    Ok(command)
+}
+
 /// All that a program that has ended said of why.
-pub fn said(stderr: Option<ChildStderr>) -> String {
+pub fn said(output: Option<impl Read>) -> String {
     let mut text = String::new();
     // What cannot be read is not said.
     let _read: Option<std::io::Result<usize>> =
-        stderr.map(|mut stderr| stderr.read_to_string(&mut text));
+        output.map(|mut output| output.read_to_string(&mut text));
     text.trim().replace('\n', "; ")
 }
 
-fn is_on_path(program: &str) -> bool {
+/// Whether a program is on the path, or where it should be.
+fn is_there(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
     #[test]
@@ -174,9 +209,18 @@ mod tests {
     #[test]
     fn a_peer_that_is_not_installed_has_not_failed() {
         let mut rounds = Rounds::default();
-        rounds.measure(|| Err(Error::from(NotInstalled("peer")).context("cannot compare")));
+        rounds.measure(|| Err(Error::from(Unavailable::NotInstalled("peer")).context("no peer")));
         let row = rounds.row("peer", "ns");
         assert!(!row.failed && row.values.is_empty());
         assert!(row.note.contains("peer is not installed: "), "{}", row.note);
+    }
+
+    #[test]
+    fn what_a_peer_says_when_it_does_not_start() -> Result<()> {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no headers >&2; exit 3"]);
+        let why = Peer::start(command)?.expect_err("it has no programs");
+        assert_eq!(why, "it ended with exit status: 3, and said `no headers`");
+        Ok(())
     }
 }

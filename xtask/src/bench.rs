@@ -39,8 +39,8 @@ pub struct Bench {
     /// How often everything is measured: 5 times, quick 3 times, if not given
     #[arg(long, value_name = "N")]
     rounds: Option<u16>,
-    /// Install bpftrace, libbpf-tools and what guests are made with, where they are missing: else what would be compared
-    /// with them is not
+    /// Install bpftrace, bcc's tools, libbpf-tools and what guests are made with, where they are missing: else what would
+    /// be compared with them is not
     #[arg(long)]
     pub peers: bool,
     /// Measure only this: flood, churn, cpu, rate, burst, slowdown, start, memory, growth or guest; can be given several times

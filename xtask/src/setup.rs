@@ -32,8 +32,12 @@ const GUEST: [&str; 8] = [
     "debian-archive-keyring",
 ];
 
-/// Other tracers.
-const PEERS: [&str; 2] = ["bpftrace", "libbpf-tools"];
+/// Packages of other tracers, and a program of each.
+const PEERS: [(&str, &str); 3] = [
+    ("bpftrace", "/usr/bin/bpftrace"),
+    ("bpfcc-tools", "/usr/sbin/drsnoop-bpfcc"),
+    ("libbpf-tools", bench::DRSNOOP),
+];
 
 /// The newest LLVM that bpf-linker can be built with.
 const NEWEST_LLVM: u32 = 23;
@@ -125,8 +129,7 @@ impl Setup {
 
     /// Makes sure of the tracers that the bench compares memtrace with.
     pub fn peers(&self) -> Result<()> {
-        let are_there = [process::on_path(PEERS[0]), Path::new(bench::DRSNOOP).is_file()];
-        let missing = PEERS.into_iter().zip(are_there).filter(|(_, is_there)| !is_there);
+        let missing = PEERS.into_iter().filter(|(_, program)| !Path::new(program).is_file());
         let missing: Vec<_> = missing.map(|(package, _)| package.to_owned()).collect();
         if missing.is_empty() {
             return Ok(());
@@ -311,7 +314,7 @@ fn known_packages() -> Vec<String> {
         .into_iter()
         .chain(["rust-web-clippy"])
         .chain(GUEST)
-        .chain(PEERS)
+        .chain(PEERS.map(|(package, _)| package))
         .map(str::to_owned)
         .chain(llvm)
         .collect()

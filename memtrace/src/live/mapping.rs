@@ -36,10 +36,9 @@ impl Mapping {
         self.len
     }
 
-    /// The word with which it begins, of a part in which only that word is used, by this process and
-    /// by the kernel, and always atomically.
+    /// The word with which it begins.
     pub(super) fn first_word(&self) -> &AtomicUsize {
-        // SAFETY: a mapping begins with a page, and the caller says who uses it.
+        // SAFETY: a mapping begins with a page, and what can change in it is used atomically.
         unsafe { self.start.cast().as_ref() }
     }
 
@@ -50,10 +49,14 @@ impl Mapping {
         unsafe { word.cast().as_ref() }
     }
 
-    /// A part that the kernel leaves alone.
-    pub(super) fn bytes(&self, at: usize, len: usize) -> &[u8] {
+    /// A part of it.
+    ///
+    /// # Safety
+    /// Nobody writes to that part meanwhile.
+    pub(super) unsafe fn bytes(&self, at: usize, len: usize) -> &[u8] {
         let start = self.part(at, len);
-        // SAFETY: it is inside the mapping, which lives as long as `self`, and is not written.
+        // SAFETY: it is inside the mapping, which lives as long as `self`; the caller says that it is
+        // not written.
         unsafe { slice::from_raw_parts(start.as_ptr(), len) }
     }
 
@@ -99,7 +102,8 @@ pub(super) mod tests {
         memory.write_all_at(&7_u32.to_ne_bytes(), 2 * page as u64 - 4).unwrap();
         let mapping = Mapping::new(memory.as_fd(), 2 * page, ProtFlags::READ, page).unwrap();
         assert_eq!(mapping.len(), 2 * page);
-        assert_eq!(mapping.bytes(page + 1, 3), [2, 3, 4]);
+        // SAFETY: nobody writes to it.
+        assert_eq!(unsafe { mapping.bytes(page + 1, 3) }, [2, 3, 4]);
         assert_eq!(mapping.half_word(page - 4).load(Ordering::Relaxed), 7);
         assert_eq!(mapping.half_word(2 * page - 4).load(Ordering::Relaxed), 0);
         memory.write_all_at(&9_usize.to_ne_bytes(), page as u64).unwrap();

@@ -163,8 +163,8 @@ pub struct Losses {
     pub missed_begin: u64,
     /// Stalls for which the table of those in progress had no room.
     pub table_full: u64,
-    /// Runs of probes that the kernel skipped because the same probe was already running on the
-    /// CPU.
+    /// Runs of probes that the kernel skipped because the same probe was already running on the CPU
+    /// or, for classic ones, because a map was used there just then (`bpf_disable_instrumentation()`).
     pub skipped: u64,
 }
 

@@ -16,7 +16,8 @@ pub struct Summary {
     pub missed_begin: u64,
     /// Stalls that the table of stalls in progress had no room for.
     pub table_full: u64,
-    /// Runs of a probe that the kernel left out, as the same probe ran on that CPU already.
+    /// Runs of a probe that the kernel left out, as the same probe ran on that CPU already or, since 7.0,
+    /// a map was used there just then.
     pub skipped: u64,
     /// Stalls that had not ended when tracing did.
     pub unfinished: u64,

@@ -36,8 +36,8 @@ const PERIODIC: Duration = Duration::from_millis(1200);
 /// The default of memtrace.
 const RING: u32 = 4 << 20;
 
-/// How long the floor's reader sleeps when there is nothing to read.
-const NAP: Duration = Duration::from_millis(1);
+/// How long the floor's reader sleeps when there is nothing to read: as long as memtrace does.
+const NAP: Duration = Duration::from_millis(100);
 
 /// Measures it.
 pub fn measure(setting: &Setting) -> Result<Vec<Row>> {

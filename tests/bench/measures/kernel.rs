@@ -11,7 +11,7 @@ use tests::wait::budget;
 
 use crate::{
     flood::{Pace, Pair},
-    peers::{Bpftrace, Rounds},
+    peers::{Peer, Rounds},
     programs::{Floor, Runs},
     report::{Budget, Row},
     setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, STACKS, Setting, WARM_UP, measure_runs},
@@ -26,8 +26,7 @@ const CLOCK: &str = "two that read the clock";
 /// Stalls in each round of a flood.
 const FLOOD: u64 = 20_000;
 
-/// Stalls that find room, with kernel stacks as well, however long memtrace takes to read them. It is waited for after
-/// each such batch.
+/// Stalls of which some batches find room, with kernel stacks as well. memtrace has some time to read after each.
 const BATCH: u64 = 500;
 
 /// How long nothing comes between the batches of the empty pair: as long as memtrace takes at least.
@@ -124,30 +123,28 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
     let [mut floor, mut clocks] = [Vec::new(), Vec::new()];
     let mut peer = Rounds::default();
     let mut values = MODES.map(|_| Vec::new());
-    let mut without_room = 0;
+    let mut lost = MODES.map(|_| 0);
     for _ in 0..setting.rounds {
         for (programs, values) in [(&empty, &mut floor), (&clock, &mut clocks)] {
             let _attached = programs.attach()?;
             values.push(over(time, || Ok(in_pairs(Runs::of(&programs.ids()?)?)))?);
         }
         peer.measure(|| {
-            let bpftrace = Bpftrace::histogram()?;
+            let bpftrace = Peer::bpftrace()?;
             over(time, || Ok(in_pairs(Runs::of(bpftrace.programs())?)))
         });
-        for (mode, values) in MODES.into_iter().zip(&mut values) {
+        for ((mode, values), lost) in MODES.into_iter().zip(&mut values).zip(&mut lost) {
             let tracer = setting.start(mode)?;
             values.push(over(time, || Ok((tracer.runs()?, tracer.ends()?)))?);
-            without_room += tracer.stop()?.lost;
+            *lost += tracer.stop()?.lost;
         }
     }
     let mut rows = floors("churn", &floor, clocks);
     rows.push(peer.row("BPF time, churn: bpftrace hist()", UNIT).against(FLOOR, &floor));
-    for (mode, values) in MODES.into_iter().zip(values) {
+    for ((mode, values), lost) in MODES.into_iter().zip(values).zip(lost) {
         let name = format!("BPF time, churn: {}", mode.name);
-        rows.push(with_budget(Row::new(name, UNIT, values).against(FLOOR, &floor), mode));
-    }
-    if let Some(row) = rows.first_mut().filter(|_| without_room > 0) {
-        *row = row.clone().noting(format!("{without_room} stalls of all below found no room"));
+        let row = with_budget(Row::new(name, UNIT, values).against(FLOOR, &floor), mode);
+        rows.push(row.losing(lost));
     }
     Ok(rows)
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     flood::Pace,
-    peers::{Bpftrace, Rounds},
+    peers::{Peer, Rounds},
     report::{Budget, Row},
     setting::{HISTOGRAM, Mode, ROWS, STACKS, Setting, mib},
     tracer::memory_of,
@@ -36,7 +36,7 @@ struct Memory {
 /// Measures it.
 pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let mut memories = MODES.map(|_| Memory::default());
-    let mut peer = Rounds::default();
+    let (mut bpftrace, mut bcc) = (Rounds::default(), Rounds::default());
     let load = setting.churn()?;
     for _ in 0..setting.rounds {
         for (mode, memory) in MODES.into_iter().zip(&mut memories) {
@@ -49,16 +49,19 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
             memory.maps.push(mib(tracer.maps()?));
             tracer.stop()?;
         }
-        peer.measure(|| Ok(mib(memory_of(Bpftrace::histogram()?.id(), "VmHWM")?)));
+        bpftrace.measure(|| peak(&Peer::bpftrace()?));
+        bcc.measure(|| peak(&Peer::bcc()?));
     }
     drop(load);
-    let mut rows = vec![peer.row("peak resident memory: bpftrace hist()", UNIT)];
+    let mut rows = vec![
+        bpftrace.row("peak resident memory: bpftrace hist()", UNIT),
+        bcc.row("peak resident memory: bcc drsnoop", UNIT),
+    ];
     for (mode, Memory { peak, locked, maps }) in MODES.into_iter().zip(memories) {
         let name = |what| format!("{what}: {}", mode.name);
         rows.extend([
-            Row::new(name("peak resident memory"), UNIT, peak)
-                .against("bpftrace", peer.values())
-                .within(Budget::Most(RESIDENT)),
+            with_budget(Row::new(name("peak resident memory"), UNIT, peak), mode)
+                .against("bpftrace", bpftrace.values()),
             Row::new(name("locked memory"), UNIT, locked),
             Row::new(name("kernel memory of the maps"), UNIT, maps),
         ]);
@@ -68,4 +71,14 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
         .len();
     rows.push(Row::new("size of the file", UNIT, vec![mib(size)]).within(Budget::Most(FILE)));
     Ok(rows)
+}
+
+/// The kernel's symbols, for stacks, are beyond it.
+fn with_budget(row: Row, mode: Mode) -> Row {
+    if mode == STACKS { row } else { row.within(Budget::Most(RESIDENT)) }
+}
+
+/// The most that a peer had resident until now.
+fn peak(peer: &Peer) -> Result<f64> {
+    Ok(mib(memory_of(peer.id(), "VmHWM")?))
 }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    peers::{Bpftrace, Rounds, said},
+    peers::{self, Rounds, said},
     report::{Budget, Row},
     setting::{ROWS, Setting, millis},
     tracer::Tracer,
@@ -91,7 +91,7 @@ fn first_row(stdout: impl Read) -> Result<()> {
 
 /// As long as bpftrace takes for the same.
 fn bpftrace() -> Result<Duration> {
-    let mut command = Bpftrace::command(&["-B", "line", "-e", LINES])?;
+    let mut command = peers::bpftrace(&["-B", "line", "-e", LINES])?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let start = Instant::now();
     let mut child = command.spawn().context("cannot start bpftrace")?;

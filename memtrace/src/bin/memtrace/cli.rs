@@ -178,7 +178,7 @@ pub struct Common {
     #[arg(long, value_name = "KEY", requires = "histogram", default_value = "thread",
         hide_possible_values = true, help_heading = OUTPUT)]
     pub by: ByArg,
-    /// How many histograms to keep: those of the first keys seen; all others are shown as one
+    /// How many histograms to keep: those of the keys seen first, to the second; all others are shown as one
     #[arg(long, value_name = "N", requires = "histogram", default_value = "1024",
         value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = OUTPUT)]
     pub max_keys: u32,
