@@ -67,19 +67,19 @@ pub fn measure(setting: &Setting, drsnoop: &Path) -> Result<Vec<Row>> {
     for _ in 0..setting.rounds {
         let links =
             [bpf::attach(empty.begin.as_fd(), BEGIN)?, bpf::attach(empty.end.as_fd(), END)?];
-        floor.push(over(time, || Ok(in_pairs(Runs::of(&empty.ids()?)?)))?);
+        floor.push(over(setting, time, || Ok(in_pairs(Runs::of(&empty.ids()?)?)))?);
         drop(links);
 
         peer.measure(|| {
             let drsnoop = Drsnoop::start(drsnoop, &setting.output())?;
-            let value = over(time, || Ok(in_pairs(Runs::of(&drsnoop.programs)?)))?;
+            let value = over(setting, time, || Ok(in_pairs(Runs::of(&drsnoop.programs)?)))?;
             peer_resident.push(mib(memory_of(drsnoop.child.id(), "VmHWM")?));
             Ok(value)
         });
 
         for ((mode, values), lost) in MODES.into_iter().zip(&mut values).zip(&mut lost) {
             let tracer = setting.start(mode)?;
-            values.push(over(time, || Ok((tracer.runs()?, tracer.count(OURS)?)))?);
+            values.push(over(setting, time, || Ok((tracer.runs()?, tracer.count(OURS)?)))?);
             if mode == ROWS {
                 resident.push(mib(tracer.memory("VmHWM")?));
             }

@@ -127,15 +127,15 @@ pub fn churn(setting: &Setting) -> Result<Vec<Row>> {
     for _ in 0..setting.rounds {
         for (programs, values) in [(&empty, &mut floor), (&clock, &mut clocks)] {
             let _attached = programs.attach()?;
-            values.push(over(time, || Ok(in_pairs(Runs::of(&programs.ids()?)?)))?);
+            values.push(over(setting, time, || Ok(in_pairs(Runs::of(&programs.ids()?)?)))?);
         }
         peer.measure(|| {
             let bpftrace = Peer::bpftrace()?;
-            over(time, || Ok(in_pairs(Runs::of(bpftrace.programs())?)))
+            over(setting, time, || Ok(in_pairs(Runs::of(bpftrace.programs())?)))
         });
         for ((mode, values), lost) in MODES.into_iter().zip(&mut values).zip(&mut lost) {
             let tracer = setting.start(mode)?;
-            values.push(over(time, || Ok((tracer.runs()?, tracer.ends()?)))?);
+            values.push(over(setting, time, || Ok((tracer.runs()?, tracer.ends()?)))?);
             *lost += tracer.stop()?.lost;
         }
     }
@@ -155,11 +155,16 @@ pub fn in_pairs(runs: Runs) -> (Runs, u64) {
 }
 
 /// Nanoseconds for each stall during `time`, or longer, until there were enough, of the programs' runs and the number of stalls that `now` gives.
-pub fn over(time: Duration, now: impl Fn() -> Result<(Runs, u64)>) -> Result<f64> {
+pub fn over(
+    setting: &Setting,
+    time: Duration,
+    now: impl Fn() -> Result<(Runs, u64)>,
+) -> Result<f64> {
     let (runs_before, stalls_before) = now()?;
     let start = Instant::now();
     loop {
         thread::sleep(time);
+        setting.ensure_going_on()?;
         let (runs, stalls) = now()?;
         let stalls = stalls - stalls_before;
         if stalls >= ENOUGH {

@@ -59,14 +59,14 @@ struct Speed {
 }
 
 fn slowdown(setting: &Setting, load: &Churn, mode: Mode, kind: LoadKind) -> Result<[Row; 2]> {
-    let usual = Speed::of(load, CYCLE)?.passes;
+    let usual = Speed::of(setting, load, CYCLE)?.passes;
     let cycles = (usual * setting.time(TIME).as_secs_f64() / CYCLE).round().max(1.0);
-    let untraced = || Speed::of(load, cycles * CYCLE);
+    let untraced = || Speed::of(setting, load, cycles * CYCLE);
     let traced = || -> Result<Speed> {
         setting.ensure_going_on()?;
         let Setting { memtrace, cores, .. } = setting;
         let tracer = Tracer::start(memtrace, mode.args, &setting.output(), &cores.all)?;
-        let speed = Speed::of(load, cycles * CYCLE);
+        let speed = Speed::of(setting, load, cycles * CYCLE);
         tracer.stop()?;
         speed
     };
@@ -105,11 +105,12 @@ fn row(name: String, values: Vec<f64>) -> Result<Row> {
 
 impl Speed {
     /// During so many passes, after a moment to settle.
-    fn of(load: &Churn, passes: f64) -> Result<Self> {
+    fn of(setting: &Setting, load: &Churn, passes: f64) -> Result<Self> {
         thread::sleep(SETTLE);
         let (start, first, cpu) = (Instant::now(), load.passes()?, load.cpu_time()?);
         loop {
             thread::sleep(PERIOD);
+            setting.ensure_going_on()?;
             let (done, took) = (load.passes()? - first, start.elapsed());
             if done >= passes {
                 let cpu = load.cpu_time()?.saturating_sub(cpu).as_secs_f64();
