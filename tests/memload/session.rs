@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tests::{cgroup::Cgroup, vmstat::Vmstat};
 
 /// The beginnings of the names of the counters that a load is there to move.
-const COUNTERS: [&str; 12] = [
+const COUNTERS: [&str; 14] = [
     "allocstall_",
     "pgscan_direct",
     "pgsteal_direct",
@@ -27,6 +27,8 @@ const COUNTERS: [&str; 12] = [
     "compact_success",
     "compact_fail",
     "compact_daemon_wake",
+    "compact_migrate_scanned",
+    "compact_free_scanned",
     "thp_fault_",
     "oom_kill",
 ];

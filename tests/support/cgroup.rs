@@ -128,8 +128,9 @@ impl Cgroup {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut path = parent;
         path.push(format!("{name}-{}-{number}", process::id()));
-        fs::create_dir(&path)
-            .with_context(|| format!("cannot create cgroup `{}`", path.display()))?;
+        fs::create_dir(&path).with_context(|| {
+            format!("cannot create cgroup `{}`, for which one has to be root", path.display())
+        })?;
         Ok(Self { path, hierarchy })
     }
 

@@ -27,6 +27,10 @@ const KERNEL: &str = "6.1";
 /// The measure that is made in a guest, as the bench calls it.
 const IN_GUEST: &str = "guest";
 
+/// All measures, in the bench's words.
+const MEASURES: [&str; 10] =
+    ["flood", "churn", "cpu", "rate", "burst", "slowdown", "start", "memory", "growth", IN_GUEST];
+
 /// What was asked for.
 #[derive(Args)]
 pub struct Bench {
@@ -44,7 +48,7 @@ pub struct Bench {
     #[arg(long)]
     pub peers: bool,
     /// Measure only this: flood, churn, cpu, rate, burst, slowdown, start, memory, growth or guest; can be given several times
-    #[arg(long, value_name = "MEASURE")]
+    #[arg(long, value_name = "MEASURE", value_parser = MEASURES, hide_possible_values = true)]
     only: Vec<String>,
     #[command(flatten)]
     options: Options,

@@ -98,6 +98,7 @@ fn run(args: Args) -> Result<ExitCode> {
             test::run(&test)?;
         }
         Command::Guest(guest) => {
+            guest.check()?;
             setup.tools()?;
             setup.guest()?;
             return commands::guest(&guest);

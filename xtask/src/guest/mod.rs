@@ -52,6 +52,13 @@ pub struct Guest {
     pub command: Vec<String>,
 }
 
+impl Guest {
+    /// Finds what is wrong with the kernels asked for, before anything is built.
+    pub fn check(&self) -> Result<()> {
+        Kernel::parse(&self.kernels).map(drop)
+    }
+}
+
 /// What guests are made of, and how many.
 #[derive(Args)]
 pub struct Options {

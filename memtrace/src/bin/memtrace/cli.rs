@@ -55,7 +55,7 @@ impl Command {
     }
 }
 
-/// Show threads that are held up reclaiming pages: direct, memcg, soft-limit and node reclaim
+/// Show threads that are held up reclaiming pages: direct, memcg, soft-limit, node and proactive reclaim
 ///
 /// One line a stall, as it ends. The columns: COMM, PID and TID are the thread; KIND is what made
 /// it reclaim (direct: no free page; memcg: for a cgroup's limit; softlimit: for a cgroup's soft
@@ -137,10 +137,10 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
 pub struct Common {
     /// Only threads of these processes
-    #[arg(short, long, value_name = "PID", value_delimiter = ',', help_heading = FILTERS)]
+    #[arg(short, long, value_name = "PID,...", value_parser = id, value_delimiter = ',', help_heading = FILTERS)]
     pub pid: Vec<u32>,
     /// Only these threads
-    #[arg(short, long, value_name = "TID", value_delimiter = ',', help_heading = FILTERS)]
+    #[arg(short, long, value_name = "TID,...", value_parser = id, value_delimiter = ',', help_heading = FILTERS)]
     pub tid: Vec<u32>,
     /// Only threads of this user, a number or a name
     #[arg(short, long, value_name = "USER", help_heading = FILTERS)]
@@ -281,12 +281,18 @@ fn with_unit(text: &str) -> Result<std::time::Duration, String> {
     }
 }
 
+/// Reads the id of a process or thread.
+fn id(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "give numbers, joined by commas".to_owned())
+}
+
 /// Reads a duration, in seconds unless it has a unit.
 fn seconds_or_with_unit(text: &str) -> Result<std::time::Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) => match std::time::Duration::try_from_secs_f64(seconds) {
             Ok(duration) if !duration.is_zero() => Ok(duration),
-            _ => Err("must be more than zero, and less than the age of the universe".to_owned()),
+            Err(_) if seconds > 0.0 => Err("is longer than anything can take".to_owned()),
+            _ => Err("must be more than zero".to_owned()),
         },
         Err(_) => with_unit(text)
             .map_err(|error| error.replace("with a unit,", "of seconds, or with a unit,")),

@@ -11,7 +11,7 @@ mod privileges;
 mod protect;
 mod trace;
 
-use std::process::ExitCode;
+use std::{fs, process::ExitCode};
 
 use anyhow::{Context as _, Error, Result};
 use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
@@ -52,7 +52,8 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Drsnoop(args) => trace::run(&Config::drsnoop(&args)?),
         Command::Compactsnoop(args) => trace::run(&Config::compactsnoop(&args)?),
-        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+        Command::Man { directory } => fs::create_dir_all(&directory)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), &directory))
             .with_context(|| format!("cannot write man pages into `{}`", directory.display())),
         Command::Completions { shell } => {
             let mut output = Output::new();
