@@ -30,6 +30,8 @@ pub struct Config {
     pub layout: KernelLayout,
     /// The user id of the filter on users.
     pub uid: u32,
+    /// Always zero.
+    pub reserved: u32,
     /// The id of the cgroup of the filter on cgroups.
     pub cgroup: u64,
     /// The text of the filter on names as a little-endian number of 16 bytes, low word first.
@@ -53,6 +55,7 @@ impl Config {
         slots_mask: 0,
         layout: KernelLayout::ABSENT,
         uid: 0,
+        reserved: 0,
         cgroup: 0,
         comm_text: [0; 2],
         comm_mask: [0; 2],
@@ -88,6 +91,8 @@ pub mod wanted {
     pub const UID: u32 = 1 << 3;
     /// The process's name in the place of the thread's.
     pub const PROCESS_NAME: u32 = 1 << 4;
+    /// The parts of each [scope](crate::record::Scope), and which of a cgroup's limits was reached.
+    pub const PARTS: u32 = 1 << 5;
 }
 
 /// Bits of [`Config::kinds`], the kinds of reclaim to deliver, by position.

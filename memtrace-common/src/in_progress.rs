@@ -1,5 +1,8 @@
 //! What the probes remember of a stall from its begin to its end: keys and values of the maps
-//! `SLOTS`, `RECLAIMS` and `COMPACTIONS`. A thread's compaction is found by its id alone.
+//! `SLOTS`, `RECLAIMS`, `COMPACTIONS` and `SCOPES`. A thread's compaction and its scope are found by its
+//! id alone.
+
+use crate::record::{CALLERS, Parts, SHRINKERS, Shrinker, part};
 
 /// Key of a reclaim. One thread can be in several at once: soft-limit reclaim runs inside direct
 /// reclaim.
@@ -91,4 +94,57 @@ pub struct Compaction {
     pub is_new: u32,
     /// Always zero.
     pub reserved: u32,
+}
+
+/// A scope in progress, [`crate::record::Scope`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Scope {
+    /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub start_ns: u64,
+    /// Until when its time stands in `parts`.
+    pub charged_ns: u64,
+    /// The thread's `sched_info.run_delay` when it was last looked at.
+    pub run_delay_ns: u64,
+    /// How long the thread was last off the CPU, as far as it is not known what for: until it is next
+    /// looked at this includes the time that it waited for a CPU.
+    pub unsettled_ns: u64,
+    /// How long it was blocked since the last event but those of the scheduler.
+    pub blocked_ns: u64,
+    /// The shrinker that runs, by its `scan_objects`; 0 if none does.
+    pub shrinker: u64,
+    /// Which sections the thread is in: bit n for [`crate::record::mechanism`] n, of which
+    /// [`SCOPE`](crate::record::mechanism::SCOPE) stands for a memstall section.
+    pub sections: u32,
+    /// How many reclaims and compactions have ended in it.
+    pub rounds: u32,
+    /// 1 while the thread is off the CPU.
+    pub is_off: u32,
+    /// Always zero.
+    pub reserved: u32,
+    /// Who began the memstall section.
+    pub callers: [u64; CALLERS],
+    /// How the time was spent.
+    pub parts: Parts,
+}
+
+impl Scope {
+    /// One that has not begun.
+    pub const EMPTY: Self = Self {
+        start_ns: 0,
+        charged_ns: 0,
+        run_delay_ns: 0,
+        unsettled_ns: 0,
+        blocked_ns: 0,
+        shrinker: 0,
+        sections: 0,
+        rounds: 0,
+        is_off: 0,
+        reserved: 0,
+        callers: [0; CALLERS],
+        parts: Parts {
+            ns: [0; part::COUNT],
+            shrinkers: [Shrinker { scan_objects: 0, ns: 0 }; SHRINKERS],
+        },
+    };
 }

@@ -38,6 +38,16 @@ pub struct IsolateFields {
     pub lru: u32,
 }
 
+/// The same of `mm_vmscan_throttled`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct ThrottledFields {
+    /// `int usec_delayed`.
+    pub delayed: u32,
+    /// `int reason`, of the kernel's `enum vmscan_throttle_state`; its bit in records.
+    pub reason: u32,
+}
+
 /// Arguments of the compaction tracepoints, by position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
@@ -85,11 +95,36 @@ pub struct KernelLayout {
     pub isolate_args: IsolateFields,
     /// Its record.
     pub isolate_record: IsolateFields,
+    /// Arguments of `mm_vmscan_throttled`, since 5.16.
+    pub throttled_args: ThrottledFields,
+    /// Its record.
+    pub throttled_record: ThrottledFields,
+    /// `mm_shrink_slab_start`: position of `struct shrinker *shr`.
+    pub shrink_arg: u32,
+    /// Its record: `void *shrink`, the shrinker's `scan_objects`.
+    pub shrink_record: u32,
+    /// `shrinker.scan_objects`.
+    pub shrinker_scan_objects: u32,
+    /// `sched_switch`: position of `struct task_struct *next`.
+    pub switch_next_arg: u32,
+    /// `mark_victim`: position of `struct task_struct *task`, since 6.8 and in some kernels before.
+    pub victim_task_arg: u32,
+    /// `mark_victim`: position of `int pid` where it does not pass the task.
+    pub victim_pid_arg: u32,
 
     /// `task_struct.cgroups`.
     pub task_cgroups: u32,
     /// `task_struct.group_leader`.
     pub task_group_leader: u32,
+    /// `task_struct.flags`.
+    pub task_flags: u32,
+    /// `task_struct.sched_info.run_delay`, nanoseconds that the thread has waited for a CPU.
+    pub task_run_delay: u32,
+    /// The byte that holds the bit-field `task_struct.in_memstall`; absent also where the kernel does
+    /// not keep it up, as its pressure stall information is switched off.
+    pub task_in_memstall: u32,
+    /// That bit, as a mask for the byte.
+    pub task_in_memstall_mask: u32,
     /// The memory controller's element of `css_set.subsys`.
     pub css_set_memory: u32,
     /// `css_set.dfl_cgrp`.
@@ -112,6 +147,12 @@ pub struct KernelLayout {
     pub kernfs_node_id: u32,
     /// `mem_cgroup.css`.
     pub mem_cgroup_css: u32,
+    /// `mem_cgroup.memory.usage`, in pages as the next two.
+    pub mem_cgroup_usage: u32,
+    /// `mem_cgroup.memory.high`.
+    pub mem_cgroup_high: u32,
+    /// `mem_cgroup.memory.max`.
+    pub mem_cgroup_max: u32,
 
     /// `scan_control.priority`, one signed byte.
     pub scan_control_priority: u32,

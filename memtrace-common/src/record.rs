@@ -28,6 +28,10 @@ pub mod mechanism {
     pub const NODE: u32 = 3;
     /// `mm_compaction_begin` and `_end`.
     pub const COMPACTION: u32 = 4;
+    /// No pair of its own: the outermost of those a thread is in, a [`super::Scope`].
+    pub const SCOPE: u32 = 5;
+    /// `mark_victim`, a [`super::Oom`].
+    pub const OOM: u32 = 6;
 }
 
 /// Bits of [`Stall::known`]: which of the optional fields the probe could fill on this kernel, for
@@ -66,6 +70,14 @@ pub mod known {
     pub const MODE: u32 = 1 << 14;
     /// The details follow: [`super::ReclaimDetails`] or [`super::CompactionDetails`].
     pub const DETAILS: u32 = 1 << 15;
+    /// Set for memcg reclaim of a cgroup above its memory.high that is not at its limit.
+    pub const LIMIT_HIGH: u32 = 1 << 16;
+    /// Set for memcg reclaim of a cgroup at its limit: memory.max, or v1's.
+    pub const LIMIT_MAX: u32 = 1 << 17;
+    /// [`super::Oom::victim_comm`] and `victim_cgroup_id`.
+    pub const VICTIM: u32 = 1 << 18;
+    /// Set for a scope that is a memstall section of the kernel's pressure stall information.
+    pub const MEMSTALL: u32 = 1 << 19;
 }
 
 /// What every stall has, whatever held the thread up.
@@ -166,6 +178,94 @@ pub struct CompactionDetails {
     /// allocation would fail for lack of memory, towards 1000 for fragmentation, and at -1000 it
     /// would succeed. See `fragmentation_index()` in the kernel's mm/vmstat.c.
     pub frag_index: i32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Positions in [`Parts::ns`]: what a thread did in a scope.
+pub mod part {
+    /// Was on a CPU reclaiming pages, not in a shrinker.
+    pub const SCAN: usize = 0;
+    /// Compacted, on a CPU or not.
+    pub const COMPACTION: usize = 1;
+    /// Was off the CPU until something woke it up.
+    pub const BLOCKED: usize = 2;
+    /// Could have run, and waited for a CPU.
+    pub const WAITING: usize = 3;
+    /// Slept in `throttle_direct_reclaim()`, before it could reclaim.
+    pub const PFMEMALLOC: usize = 4;
+    /// Slept in `reclaim_throttle()`: this one and the next three are by the kernel's
+    /// `enum vmscan_throttle_state`.
+    pub const THROTTLED: usize = 5;
+    /// How many reasons that has.
+    pub const REASONS: usize = 4;
+    /// The last of the reasons; before 5.16 there was no other (`congestion_wait()`).
+    pub const CONGESTED: usize = THROTTLED + 3;
+    /// Was in shrinkers beyond those of [`super::Parts::shrinkers`].
+    pub const SHRINKERS: usize = 9;
+    /// None of these: on a CPU in a memstall section, but not in reclaim or compaction.
+    pub const OTHER: usize = 10;
+    /// Number of parts.
+    pub const COUNT: usize = 11;
+}
+
+/// How many shrinkers are told apart in a scope.
+pub const SHRINKERS: usize = 8;
+/// How many callers of a memstall section are delivered.
+pub const CALLERS: usize = 3;
+
+/// A shrinker's part of a scope.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Shrinker {
+    /// Address of its `scan_objects` function; 0 where there is none.
+    pub scan_objects: u64,
+    /// The time in it, in nanoseconds, on a CPU or not.
+    pub ns: u64,
+}
+
+/// How a scope's time was spent. The sum of all is its duration, to the nanosecond.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Parts {
+    /// In nanoseconds, by [`part`].
+    pub ns: [u64; part::COUNT],
+    /// Shrinkers, those seen first.
+    pub shrinkers: [Shrinker; SHRINKERS],
+}
+
+/// The outermost span in which a thread was held up: a memstall section where those can be probed,
+/// else one reclaim or compaction. The records of the reclaims and compactions in it come before.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Scope {
+    /// What every stall has; order and flags are those of what is in it.
+    pub stall: Stall,
+    /// How the time was spent.
+    pub parts: Parts,
+    /// As in [`ReclaimDetails`].
+    pub cgroup_id: u64,
+    /// Of a memstall section without reclaim or compaction: return addresses of who began it,
+    /// innermost first; 0 where there are no more.
+    pub callers: [u64; CALLERS],
+}
+
+/// The kernel chose a process to be killed for lack of memory. Its thread is the one that lacked it.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Oom {
+    /// What every stall has; it takes no time.
+    pub stall: Stall,
+    /// As in [`ReclaimDetails`], of the thread that lacked memory.
+    pub cgroup_id: u64,
+    /// The same of the victim.
+    pub victim_cgroup_id: u64,
+    /// The victim's name.
+    pub victim_comm: Comm,
+    /// The victim, a process.
+    pub victim_pid: u32,
     /// Always zero.
     pub reserved: u32,
 }

@@ -20,7 +20,7 @@ use memtrace_common::{
 };
 
 use crate::{
-    kernel,
+    kernel, scope,
     settings::{config, layout, present, wanted},
     stall::{Thread, count, deliver, duration_since, now},
     tally,
@@ -134,7 +134,9 @@ fn begin(ctx: &RawTracePointContext, turn: Turn) {
     begin.is_new = u32::from(turn == Turn::First);
     begin.start_ns = now();
     // Should the spare program find room after all, the stall is counted here and delivered.
-    if COMPACTIONS.insert(thread.tid, begin, 0).is_err() && turn == Turn::First {
+    if COMPACTIONS.insert(thread.tid, begin, 0).is_ok() {
+        scope::enter(thread, mechanism::COMPACTION, begin.start_ns);
+    } else if turn == Turn::First {
         count(counter::TABLE_FULL);
         debug!(ctx, "table full: thread {} began to compact", thread.tid);
     }
@@ -195,6 +197,7 @@ fn end(ctx: &RawTracePointContext, turn: Turn) {
     } else {
         deliver(ctx, record);
     }
+    scope::leave(thread, mechanism::COMPACTION, begin.start_ns.wrapping_add(duration_ns));
 }
 
 /// What only some views show, and which of it is `known`.

@@ -4,7 +4,7 @@ use aya_ebpf::{
     EbpfContext,
     programs::{RawTracePointContext, TracePointContext},
 };
-use memtrace_common::layout::{IsolateFields, ReclaimFields};
+use memtrace_common::layout::{IsolateFields, ReclaimFields, ThrottledFields};
 
 use crate::{kernel, settings::layout};
 
@@ -15,6 +15,15 @@ pub trait Event: EbpfContext {
 
     /// Where it has the fields of `mm_vmscan_lru_isolate`.
     fn isolate_fields(&self) -> IsolateFields;
+
+    /// Where it has the fields of `mm_vmscan_throttled`.
+    fn throttled_fields(&self) -> ThrottledFields;
+
+    /// The position, from 0, of the kernel's one reason for `reason` of `mm_vmscan_throttled`.
+    fn throttled_reason(&self, reason: u32) -> u32;
+
+    /// The `scan_objects` of the shrinker that `mm_shrink_slab_start` is about.
+    fn scan_objects(&self) -> Option<u64>;
 
     /// A field of 32 bits, or the low 32 bits of a longer one.
     fn int(&self, field: u32) -> Option<u32>;
@@ -35,6 +44,21 @@ impl Event for RawTracePointContext {
     #[inline(always)]
     fn isolate_fields(&self) -> IsolateFields {
         layout!(isolate_args)
+    }
+
+    #[inline(always)]
+    fn throttled_fields(&self) -> ThrottledFields {
+        layout!(throttled_args)
+    }
+
+    #[inline(always)]
+    fn throttled_reason(&self, reason: u32) -> u32 {
+        reason
+    }
+
+    #[inline(always)]
+    fn scan_objects(&self) -> Option<u64> {
+        kernel::read(self.long(layout!(shrink_arg))?, layout!(shrinker_scan_objects))
     }
 
     #[inline(always)]
@@ -62,6 +86,27 @@ impl Event for TracePointContext {
     #[inline(always)]
     fn isolate_fields(&self) -> IsolateFields {
         layout!(isolate_record)
+    }
+
+    #[inline(always)]
+    fn throttled_fields(&self) -> ThrottledFields {
+        layout!(throttled_record)
+    }
+
+    #[inline(always)]
+    fn throttled_reason(&self, reason: u32) -> u32 {
+        // The record has one bit for it.
+        match reason {
+            1 => 0,
+            2 => 1,
+            4 => 2,
+            _ => 3,
+        }
+    }
+
+    #[inline(always)]
+    fn scan_objects(&self) -> Option<u64> {
+        self.long(layout!(shrink_record))
     }
 
     #[inline(always)]

@@ -16,6 +16,8 @@ use memtrace_common::record::Comm;
 
 use crate::settings::{config, layout, present};
 
+/// Of `task_struct.flags`, include/linux/sched.h.
+const PF_KTHREAD: u32 = 0x0020_0000;
 /// Deepest cgroup that the filter on cgroups looks up from.
 const MAX_CGROUP_DEPTH: u32 = 64;
 /// Largest number of zones in a node (`MAX_NR_ZONES`) over all architectures and configurations.
@@ -149,11 +151,48 @@ impl Task {
         Some([self.read(offset)?, self.read(offset.wrapping_add(8))?])
     }
 
+    /// Whether it is in reclaim or in a memstall section.
+    #[inline(always)]
+    pub fn is_stalled(self) -> bool {
+        self.read::<u64>(layout!(task_reclaim_state)).is_some_and(|state| state != 0)
+            || self.is_in_memstall()
+    }
+
+    /// Whether it is in a memstall section; false where the kernel does not keep that.
+    #[inline(always)]
+    pub fn is_in_memstall(self) -> bool {
+        let bits = self.read::<u8>(layout!(task_in_memstall));
+        bits.is_some_and(|bits| u32::from(bits) & layout!(task_in_memstall_mask) != 0)
+    }
+
+    /// Nanoseconds that it has waited for a CPU; 0 where the kernel does not count them. As it stood
+    /// when the thread last came onto one.
+    #[inline(always)]
+    pub fn run_delay_ns(self) -> u64 {
+        self.read(layout!(task_run_delay)).unwrap_or(0)
+    }
+
+    /// Whether it is the kernel's own.
+    #[inline(always)]
+    pub fn is_kernel_thread(self) -> bool {
+        self.read::<u32>(layout!(task_flags)).is_some_and(|flags| flags & PF_KTHREAD != 0)
+    }
+
     /// The name of its process, which is that of its first thread.
     #[inline(always)]
     pub fn process_comm(self) -> Option<Comm> {
         read(self.read(layout!(task_group_leader))?, layout!(task_comm))
     }
+}
+
+/// As [`Task::is_stalled`], of another task, by its `task_struct`.
+#[inline(always)]
+pub fn is_stalled(task: u64) -> bool {
+    if read::<u64>(task, layout!(task_reclaim_state)).is_some_and(|state| state != 0) {
+        return true;
+    }
+    let bits = read::<u8>(task, layout!(task_in_memstall));
+    bits.is_some_and(|bits| u32::from(bits) & layout!(task_in_memstall_mask) != 0)
 }
 
 /// Address of the `scan_control` that the thread reclaims with.
@@ -206,6 +245,43 @@ fn memory_css() -> Option<u64> {
 pub fn payer_id() -> Option<u64> {
     let cgroup = if present(layout!(css_set_memory)) { memory_cgroup() } else { default_cgroup() };
     cgroup_id(cgroup?)
+}
+
+/// The same of another task's memory, by its `task_struct`.
+#[inline(always)]
+pub fn payer_id_of(task: u64) -> Option<u64> {
+    let css_set: u64 = read(task, layout!(task_cgroups))?;
+    let cgroup = if present(layout!(css_set_memory)) {
+        read(read(css_set, layout!(css_set_memory))?, layout!(css_cgroup))
+    } else {
+        read(css_set, layout!(css_set_dfl_cgrp))
+    };
+    cgroup_id(cgroup?)
+}
+
+/// Whether a `struct mem_cgroup *` that is reclaimed from is at its limit or only above its
+/// memory.high; nothing where that cannot be told. A charge fails where usage would exceed the limit by
+/// what is charged at once, at most a huge page's worth.
+#[inline(always)]
+pub fn limit(memcg: u64) -> Option<Limit> {
+    const AT_ONCE: u64 = 512;
+    if memcg == 0 {
+        return None;
+    }
+    let usage: u64 = read(memcg, layout!(mem_cgroup_usage))?;
+    let max: u64 = read(memcg, layout!(mem_cgroup_max))?;
+    let high: u64 = read(memcg, layout!(mem_cgroup_high)).unwrap_or(u64::MAX);
+    if usage > high && usage.wrapping_add(AT_ONCE) <= max {
+        return Some(Limit::High);
+    }
+    Some(Limit::Max)
+}
+
+/// Which of a cgroup's limits makes it reclaim.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    High,
+    Max,
 }
 
 /// Id of the cgroup of a `struct mem_cgroup *`; 0 for a null pointer.

@@ -1,6 +1,7 @@
 //! The kernel side of memtrace: tracepoint programs that measure stalls and send them to user space.
 //!
-//! `reclaim` and `compaction` each hold the probes of one mechanism. What they share stands in
+//! `reclaim`, `compaction` and `oom` each hold the probes of one mechanism, `scope` those that tell how a
+//! stall's time was spent. What they share stands in
 //! `settings` (what user space asked for), `event` (what a tracepoint tells), `kernel` (reading the
 //! kernel's structures), `begun` (reclaims in progress), `tally` (histograms), `stall` (filters,
 //! counters and delivery) and `atomic` (adding).
@@ -24,7 +25,9 @@ mod begun;
 mod compaction;
 mod event;
 mod kernel;
+mod oom;
 mod reclaim;
+mod scope;
 mod settings;
 mod stall;
 mod tally;

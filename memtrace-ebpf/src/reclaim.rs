@@ -20,7 +20,7 @@ use memtrace_common::{
 use crate::{
     begun,
     event::Event,
-    kernel,
+    kernel, scope,
     settings::{config, layout, present, wanted},
     stall::{Thread, count, deliver, duration_since, now},
     tally,
@@ -137,9 +137,24 @@ fn begin(event: &impl Event, mechanism: u32) {
             begin.known |= known::FREE;
         }
     }
+    if wanted(wanted::PARTS) && mechanism == mechanism::MEMCG {
+        begin.known |= limit(control);
+    }
     begin.start_ns = now();
     if !begun::keep(ReclaimKey { tid: thread.tid, mechanism }, begin) {
-        not_kept(event, thread.tid, mechanism);
+        return not_kept(event, thread.tid, mechanism);
+    }
+    scope::enter(thread, mechanism, begin.start_ns);
+}
+
+/// Which limit of the cgroup it is for, as a bit of [`known`].
+#[inline(always)]
+fn limit(control: Option<u64>) -> u32 {
+    let target = control.and_then(|control| kernel::read(control, layout!(scan_control_target)));
+    match target.and_then(kernel::limit) {
+        Some(kernel::Limit::High) => known::LIMIT_HIGH,
+        Some(kernel::Limit::Max) => known::LIMIT_MAX,
+        None => 0,
     }
 }
 
@@ -200,6 +215,7 @@ fn end(event: &impl Event, mechanism: u32) {
     } else {
         deliver(event, record);
     }
+    scope::leave(thread, mechanism, begin.start_ns.wrapping_add(duration_ns));
 }
 
 /// A zero that the compiler does not know: several in a row it would have written by a loop, byte by

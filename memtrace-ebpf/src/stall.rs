@@ -151,6 +151,16 @@ pub fn count(slot: u32) {
     }
 }
 
+/// Delivers a record that `fill` writes into its place in the ring buffer, or counts it as lost.
+#[inline(always)]
+pub fn deliver_in_place<T: 'static>(fill: impl FnOnce(*mut T)) {
+    let Some(mut entry) = STALLS.reserve::<T>(0) else {
+        return count(counter::LOST);
+    };
+    fill(entry.as_mut_ptr());
+    entry.submit(wakeup(size_of::<T>()));
+}
+
 /// Delivers `record`, with the kernel stack where that is wanted, or counts it as lost.
 #[inline(always)]
 pub fn deliver<T: Copy + 'static>(ctx: &impl EbpfContext, record: T) {

@@ -3,6 +3,14 @@
 use jiff::{SignedDuration, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
 
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of all stalls.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let [seconds, nanoseconds] = [now.tv_sec, now.tv_nsec].map(|n| u64::try_from(n).unwrap_or(0));
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
 /// Turns nanoseconds of `CLOCK_MONOTONIC` into time of day.
 #[derive(Clone, Copy, Debug)]
 pub struct WallClock {

@@ -9,11 +9,62 @@ use zerocopy::FromBytes;
 
 use crate::{
     histogram::{By, Key},
-    live::Subject,
+    live::{Event, Subject},
+    scope::{Oom, Parts, Scope},
     stall::{
-        Cause, Comm, Compaction, Detail, Reclaim, ReclaimKind, Scanned, Stall, Watermarks, Zone,
+        Cause, Comm, Compaction, Detail, Limit, Reclaim, ReclaimKind, Scanned, Stall, Watermarks,
+        Zone,
     },
 };
+
+/// Decodes one record; nothing if it is too short or of a mechanism that is not known.
+#[must_use]
+pub fn event(bytes: &[u8]) -> Option<Event> {
+    let (common, _) = record::Stall::read_from_prefix(bytes).ok()?;
+    match u32::from(common.mechanism) {
+        mechanism::SCOPE => Some(Event::Scope(scope(&common, bytes)?)),
+        mechanism::OOM => Some(Event::Oom(oom(&common, bytes)?)),
+        _ => stall(bytes).map(Event::Stall),
+    }
+}
+
+fn scope(common: &record::Stall, bytes: &[u8]) -> Option<Scope> {
+    let (record::Scope { parts, cgroup_id, callers, .. }, _) =
+        record::Scope::read_from_prefix(bytes).ok()?;
+    let shrinkers = parts.shrinkers.iter().filter(|shrinker| shrinker.ns != 0);
+    Some(Scope {
+        start_ns: common.start_ns,
+        duration_ns: common.duration_ns,
+        pid: common.pid,
+        tid: common.tid,
+        uid: common.uid,
+        cpu: u32::from(common.cpu),
+        comm: Comm::new(zerocopy::transmute!(common.comm)),
+        cgroup_id: (common.known & known::CGROUP != 0).then_some(cgroup_id),
+        parts: Parts {
+            ns: parts.ns,
+            shrinkers: shrinkers.map(|shrinker| (shrinker.scan_objects, shrinker.ns)).collect(),
+        },
+        callers: callers.into_iter().take_while(|caller| *caller != 0).collect(),
+    })
+}
+
+fn oom(common: &record::Stall, bytes: &[u8]) -> Option<Oom> {
+    let (record, rest) = record::Oom::read_from_prefix(bytes).ok()?;
+    let is_known = common.known & known::VICTIM != 0;
+    Some(Oom {
+        at_ns: common.start_ns,
+        pid: common.pid,
+        tid: common.tid,
+        uid: common.uid,
+        comm: Comm::new(zerocopy::transmute!(common.comm)),
+        cgroup_id: (common.known & known::CGROUP != 0).then_some(record.cgroup_id),
+        victim_pid: record.victim_pid,
+        victim_comm: is_known.then(|| Comm::new(zerocopy::transmute!(record.victim_comm))),
+        victim_cgroup_id: is_known.then_some(record.victim_cgroup_id),
+        stack: stack(rest),
+    })
+}
 
 /// Decodes one record; nothing if it is too short or of a mechanism that is not known.
 #[must_use]
@@ -66,6 +117,11 @@ fn reclaim(
     let kind = reclaim_kind(if if_known(known::PROACTIVE) { kind::PROACTIVE } else { mechanism })?;
     Some(Reclaim {
         kind,
+        limit: match record.stall.known & (known::LIMIT_HIGH | known::LIMIT_MAX) {
+            known::LIMIT_HIGH => Some(Limit::High),
+            known::LIMIT_MAX => Some(Limit::Max),
+            _ => None,
+        },
         nr_scanned: if_known(known::SCANNED).then_some(details.nr_scanned),
         nr_reclaimed: record.nr_reclaimed,
         compaction_ready: if_known(known::COMPACTION_READY),
@@ -127,6 +183,8 @@ pub(crate) fn tally_key(key: &tally::Key, by: By, subject: &Subject) -> Option<K
         By::Kind => match subject {
             Subject::Reclaim(_) => Key::Kind(reclaim_kind(low)?),
             Subject::Compaction(_) => Key::Cause(cause(low)),
+            // They are never counted in the kernel.
+            Subject::Stalls(_) => return None,
         },
         By::Order => match key.id {
             tally::UNKNOWN => Key::Order(None),
@@ -278,6 +336,7 @@ mod tests {
             cgroup_id: Some(3),
             detail: Detail::Reclaim(Reclaim {
                 kind: ReclaimKind::Node,
+                limit: None,
                 nr_scanned: Some(10),
                 nr_reclaimed: 9,
                 compaction_ready: true,

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use hdrhistogram::Histogram;
 use memtrace_common::tally::{self, Tally};
 
+use crate::episode::Episode;
+use crate::kind::Kind;
 use crate::stall::{Cause, Comm, Detail, ReclaimKind, Stall};
 
 /// What stalls are told apart by.
@@ -68,6 +70,7 @@ pub enum Key {
     Uid(u32),
     Kind(ReclaimKind),
     Cause(Cause),
+    StallKind(Kind),
     Order(Option<i32>),
     /// Every key that came after the greatest number of keys was reached.
     Other,
@@ -130,6 +133,21 @@ impl Histograms {
             By::Order => Key::Order(stall.order),
         };
         self.times(key).add(tally::bucket(stall.duration_ns), &Tally::one(stall.duration_ns));
+    }
+
+    /// Counts an episode likewise.
+    pub fn record_episode(&mut self, episode: &Episode) {
+        let Episode { tid, pid, uid, comm, cgroup_id, kind, order, duration_ns, .. } = *episode;
+        let key = match self.by {
+            By::Thread => Key::Thread { tid, pid, comm },
+            By::Process => Key::Process { pid, comm },
+            By::Comm => Key::Comm(comm),
+            By::Cgroup => Key::Cgroup(cgroup_id),
+            By::Uid => Key::Uid(uid),
+            By::Kind => Key::StallKind(kind),
+            By::Order => Key::Order(order),
+        };
+        self.times(key).add(tally::bucket(duration_ns), &Tally::one(duration_ns));
     }
 
     /// Adds stalls that were counted elsewhere.
@@ -346,6 +364,7 @@ mod tests {
             cgroup_id: None,
             detail: Detail::Reclaim(Reclaim {
                 kind: ReclaimKind::Direct,
+                limit: None,
                 nr_scanned: None,
                 nr_reclaimed: 0,
                 compaction_ready: false,

@@ -6,12 +6,16 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod coverage;
 pub mod decode;
+pub mod episode;
 pub mod filter;
 pub mod histogram;
 pub mod kernel;
+pub mod kind;
 pub mod live;
 pub mod names;
+pub mod scope;
 pub mod stall;
 pub mod symbols;
 pub mod text;

@@ -16,6 +16,8 @@ pub struct Names {
     pub modes: EnumNames,
     /// `enum compact_result`, by value: `complete`, `partial_skipped`, ...
     pub statuses: EnumNames,
+    /// `enum vmscan_throttle_state`, by value: `writeback`, `isolated`, `noprogress`, `congested`.
+    pub throttles: EnumNames,
     /// Paths of cgroups.
     pub cgroups: Cgroups,
     /// Time of day.

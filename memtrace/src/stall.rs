@@ -50,6 +50,8 @@ pub enum Detail {
 pub struct Reclaim {
     /// Which reclaim.
     pub kind: ReclaimKind,
+    /// Which limit of its cgroup asked for it, where that was looked for.
+    pub limit: Option<Limit>,
     /// Pages scanned on the inactive lists, over all priorities.
     pub nr_scanned: Option<u64>,
     /// Pages reclaimed, as the kernel reports them.
@@ -130,6 +132,15 @@ pub enum ReclaimKind {
     Node,
     /// Asked for by a write to memory.reclaim.
     Proactive,
+}
+
+/// The limits of a cgroup that make it reclaim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// memory.high.
+    High,
+    /// memory.max, or those of cgroup v1.
+    Max,
 }
 
 /// Who asked for a compaction.

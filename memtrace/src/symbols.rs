@@ -73,6 +73,15 @@ impl Symbols {
         frames
     }
 
+    /// The function that an address is in, or the address where that is not known.
+    pub fn function(&mut self, address: u64) -> String {
+        let mut symbol = self.symbol(address);
+        if let Some(end) = symbol.rfind("+0x") {
+            symbol.truncate(end);
+        }
+        symbol
+    }
+
     fn symbol(&mut self, address: u64) -> String {
         if self.known.len() >= MAX_KNOWN && self.symbolizer.is_some() {
             self.known.clear();

@@ -1,7 +1,9 @@
 //! Finds in a kernel's BTF what the probes need to know: offsets of members and positions of
 //! arguments, by name and type and never by the kernel's version.
 
-use memtrace_common::layout::{ABSENT, CompactionArgs, IsolateFields, KernelLayout, ReclaimFields};
+use memtrace_common::layout::{
+    ABSENT, CompactionArgs, IsolateFields, KernelLayout, ReclaimFields, ThrottledFields,
+};
 
 use super::btf::{ArgType, Btf};
 
@@ -27,6 +29,8 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
     let free_area = btf.member("zone", "free_area");
     let node_zones = btf.member("pglist_data", "node_zones");
     let isolate = btf.tracepoint_args("mm_vmscan_lru_isolate").unwrap_or_default();
+    let args = |event| btf.tracepoint_args(event).unwrap_or_default();
+    let in_memstall = btf.member("task_struct", "in_memstall").filter(|member| member.bits == 1);
 
     KernelLayout {
         readable_task: btf
@@ -43,10 +47,25 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
             scanned: offset("trace_event_raw_mm_vmscan_lru_isolate", "nr_scanned"),
             lru: offset("trace_event_raw_mm_vmscan_lru_isolate", "lru"),
         },
+        throttled_args: throttled_args(&args("mm_vmscan_throttled")),
+        throttled_record: ThrottledFields {
+            delayed: offset("trace_event_raw_mm_vmscan_throttled", "usec_delayed"),
+            reason: offset("trace_event_raw_mm_vmscan_throttled", "reason"),
+        },
+        shrink_arg: pointer_position(&args("mm_shrink_slab_start"), "shrinker"),
+        shrink_record: offset("trace_event_raw_mm_shrink_slab_start", "shrink"),
+        shrinker_scan_objects: offset("shrinker", "scan_objects"),
+        switch_next_arg: last_pointer_position(&args("sched_switch"), "task_struct"),
+        victim_task_arg: pointer_position(&args("mark_victim"), "task_struct"),
+        victim_pid_arg: position(&args("mark_victim"), &["int"], 0),
 
         task_reclaim_state: offset("task_struct", "reclaim_state"),
         task_cgroups: offset("task_struct", "cgroups"),
         task_group_leader: offset("task_struct", "group_leader"),
+        task_flags: offset("task_struct", "flags"),
+        task_run_delay: offset("task_struct", "sched_info.run_delay"),
+        task_in_memstall: in_memstall.map_or(ABSENT, |member| member.offset()),
+        task_in_memstall_mask: in_memstall.map_or(0, |member| 1 << (member.bit_offset % 8)),
         task_comm: offset("task_struct", "comm"),
         task_pid: offset("task_struct", "pid"),
         task_tgid: offset("task_struct", "tgid"),
@@ -61,6 +80,9 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
         cgroup_self_parent: offset("cgroup", "self.parent"),
         kernfs_node_id: offset("kernfs_node", "id"),
         mem_cgroup_css: offset("mem_cgroup", "css"),
+        mem_cgroup_usage: offset("mem_cgroup", "memory.usage"),
+        mem_cgroup_high: offset("mem_cgroup", "memory.high"),
+        mem_cgroup_max: offset("mem_cgroup", "memory.max"),
 
         scan_control_reclaim_state: offset("scan_control", "reclaim_state"),
         scan_control_priority: offset("scan_control", "priority"),
@@ -146,6 +168,19 @@ fn last_position(args: &[ArgType], name: &str) -> u32 {
 fn pointer_position(args: &[ArgType], name: &str) -> u32 {
     let is_pointer = |arg: &ArgType| matches!(arg, ArgType::Pointer(target) if target == name);
     args.iter().position(is_pointer).map_or(ABSENT, number)
+}
+
+fn last_pointer_position(args: &[ArgType], name: &str) -> u32 {
+    let is_pointer = |arg: &ArgType| matches!(arg, ArgType::Pointer(target) if target == name);
+    args.iter().rposition(is_pointer).map_or(ABSENT, number)
+}
+
+/// All four arguments are `int`s: node, timeout, delay, reason. Any other shape is left alone.
+fn throttled_args(args: &[ArgType]) -> ThrottledFields {
+    let is_int = |arg: &ArgType| matches!(arg, ArgType::Named(name) if name == "int");
+    let is_known = args.len() == 4 && args.iter().all(is_int);
+    let (delayed, reason) = if is_known { (2, 3) } else { (ABSENT, ABSENT) };
+    ThrottledFields { delayed, reason }
 }
 
 /// Node reclaim has two `int`s, `nid` and `order`, the others have one. A tracepoint of any other

@@ -7,6 +7,7 @@ use std::{
 };
 
 use memtrace_common::layout::{ABSENT, KernelLayout};
+use memtrace_common::record::part;
 use thiserror::Error;
 
 use crate::names::{EnumNames, GfpNames};
@@ -24,6 +25,9 @@ pub mod tracefs;
 /// Where the kernel offers its own type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
+/// Pressure stall information of the whole system, which can be read only where it is switched on.
+const PRESSURE: &str = "/proc/pressure/memory";
+
 /// Facts about the running kernel.
 #[derive(Debug)]
 pub struct Kernel {
@@ -35,6 +39,8 @@ pub struct Kernel {
     pub modes: EnumNames,
     /// Names of `enum compact_result`, without prefix and in small letters.
     pub statuses: EnumNames,
+    /// Names of `enum vmscan_throttle_state`, likewise.
+    pub throttles: EnumNames,
     /// Whether memory can be limited by cgroup: the memory controller may be switched off at boot.
     pub limits_memory: bool,
     /// Whether the probes can tell the free pages of the whole system.
@@ -81,6 +87,10 @@ impl Kernel {
             // All threads are in the root cgroup of a controller that is switched off.
             layout.css_set_memory = ABSENT;
         }
+        if fs::read(PRESSURE).is_err() {
+            // The bit is there, but is not kept up.
+            layout.task_in_memstall = ABSENT;
+        }
         let sums_free_pages = limits_memory && sums_free_pages(&layout);
         let free_pages_address = if sums_free_pages { None } else { free_pages_address() };
         let has = |tracepoint: &&&'static str| btf.tracepoint_args(tracepoint).is_some();
@@ -88,6 +98,7 @@ impl Kernel {
             gfp: gfp_names(&btf),
             modes: enum_names(&btf, "migrate_mode", "MIGRATE_"),
             statuses: enum_names(&btf, "compact_result", "COMPACT_"),
+            throttles: throttle_names(&btf),
             limits_memory,
             tells_free_pages: sums_free_pages || free_pages_address.is_some(),
             free_pages_address,
@@ -117,6 +128,16 @@ fn gfp_names(btf: &Btf<'_>) -> GfpNames {
         Ok(names) if !names.0.is_empty() => names,
         _ => gfp::from_btf(btf),
     }
+}
+
+/// Before 5.16 there was one reason only, and no enumeration.
+fn throttle_names(btf: &Btf<'_>) -> EnumNames {
+    let EnumNames(names) = enum_names(btf, "vmscan_throttle_state", "VMSCAN_THROTTLE_");
+    if names.is_empty() {
+        let congested = u32::try_from(part::CONGESTED - part::THROTTLED).unwrap_or(u32::MAX);
+        return EnumNames(vec![(congested, "congested".to_owned())]);
+    }
+    EnumNames(names)
 }
 
 fn enum_names(btf: &Btf<'_>, enumeration: &str, prefix: &str) -> EnumNames {

@@ -9,8 +9,8 @@ use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, HashMap, Map, MapError},
     programs::{
-        Program, ProgramError, RawTracePoint, TracePoint, raw_trace_point::RawTracePointLink,
-        trace_point::TracePointLink,
+        KProbe, Program, ProgramError, RawTracePoint, TracePoint, kprobe::KProbeLink,
+        raw_trace_point::RawTracePointLink, trace_point::TracePointLink,
     },
 };
 use memtrace_common::{
@@ -59,6 +59,7 @@ pub(super) fn load(request: &Request, plan: &Plan, kernel: &Kernel) -> Result<Eb
         (request.stacks, wanted::STACK),
         (request.uids, wanted::UID),
         (request.tell_apart == Some(By::Process), wanted::PROCESS_NAME),
+        (matches!(&request.subject, Subject::Stalls(stalls) if stalls.parts), wanted::PARTS),
     ]);
     let by =
         if plan.counts { request.tell_apart.map_or(by::NOTHING, by_number) } else { by::NOTHING };
@@ -70,15 +71,20 @@ pub(super) fn load(request: &Request, plan: &Plan, kernel: &Kernel) -> Result<Eb
         Subject::Compaction(causes) => {
             (0, causes.iter().fold(0, |bits, cause| bits | 1 << decode::cause_number(*cause)))
         }
+        // Of a scope all that is in it.
+        Subject::Stalls(_) => (u32::MAX, u32::MAX),
     };
     let (comm_text, comm_mask) = comm.as_ref().map(CommText::words).unwrap_or_default();
     let buffer_size = buffer_size(request.buffer_size);
     let log_level = if request.log { aya_log::Level::Debug as u8 } else { 0 };
-    let (slots, reclaims, compactions) = match &request.subject {
-        Subject::Reclaim(_) => {
-            (request.max_stalled.min(SLOTS).next_power_of_two(), request.max_stalled, 1)
+    let stalled = request.max_stalled;
+    let most_slots = stalled.min(SLOTS).next_power_of_two();
+    let (slots, reclaims, compactions, scopes) = match &request.subject {
+        Subject::Reclaim(_) => (most_slots, stalled, 1, 1),
+        Subject::Compaction(_) => (1, 1, stalled, 1),
+        Subject::Stalls(stalls) => {
+            (most_slots, stalled, stalled, if stalls.parts { stalled } else { 1 })
         }
-        Subject::Compaction(_) => (1, 1, request.max_stalled),
     };
 
     let config = Config {
@@ -92,6 +98,7 @@ pub(super) fn load(request: &Request, plan: &Plan, kernel: &Kernel) -> Result<Eb
         slots_mask: slots - 1,
         layout: kernel.layout,
         uid: uid.unwrap_or_default(),
+        reserved: 0,
         cgroup: cgroup.map_or(0, |cgroup| cgroup.id),
         comm_text,
         comm_mask,
@@ -109,6 +116,7 @@ pub(super) fn load(request: &Request, plan: &Plan, kernel: &Kernel) -> Result<Eb
         .map_max_entries("TALLIES", tallies)
         .map_max_entries("RECLAIMS", reclaims)
         .map_max_entries("COMPACTIONS", compactions)
+        .map_max_entries("SCOPES", scopes)
         .map_max_entries("PIDS", map_size(processes))
         .map_max_entries("TIDS", map_size(threads));
     let ebpf = loader.load(OBJECT);
@@ -234,6 +242,7 @@ pub(super) fn verify(ebpf: &mut Ebpf, probe: Probe) -> Result<(), LiveError> {
     match probe.kind {
         ProgramKind::Raw => program::<RawTracePoint>(ebpf, probe)?.load(),
         ProgramKind::Classic => program::<TracePoint>(ebpf, probe)?.load(),
+        ProgramKind::Function => program::<KProbe>(ebpf, probe)?.load(),
     }
     .map_err(|error| refused(probe, error))
 }
@@ -252,6 +261,7 @@ where
 pub(super) enum Link {
     Raw(RawTracePointLink),
     Classic(TracePointLink),
+    Function(KProbeLink),
 }
 
 pub(super) fn attach(ebpf: &mut Ebpf, probe: Probe) -> Result<Link, LiveError> {
@@ -265,6 +275,11 @@ pub(super) fn attach(ebpf: &mut Ebpf, probe: Probe) -> Result<Link, LiveError> {
             let program = program::<TracePoint>(ebpf, probe)?;
             let link = program.attach("vmscan", probe.tracepoint);
             link.and_then(|id| program.take_link(id)).map(Link::Classic)
+        }
+        ProgramKind::Function => {
+            let program = program::<KProbe>(ebpf, probe)?;
+            let link = program.attach(probe.tracepoint, 0);
+            link.and_then(|id| program.take_link(id)).map(Link::Function)
         }
     };
     link.map_err(|error| not_attached(probe, error))

@@ -33,11 +33,14 @@ use unfinished::Unfinished;
 use crate::{
     cgroup::Cgroups,
     clock::WallClock,
+    coverage::Coverage,
     decode,
     filter::Filter,
     histogram::{By, Tallied},
     kernel::Kernel,
+    kind::Kind,
     names::Names,
+    scope::{Oom, Scope},
     stall::{Cause, ReclaimKind, Stall},
     symbols::Symbols,
 };
@@ -76,6 +79,28 @@ pub enum Subject {
     Reclaim(Vec<ReclaimKind>),
     /// Compaction for these causes.
     Compaction(Vec<Cause>),
+    /// All mechanisms together.
+    Stalls(Stalls),
+}
+
+/// What of all mechanisms to trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stalls {
+    /// The kinds of stalls.
+    pub kinds: Vec<Kind>,
+    /// Whether to tell how their time was spent, and with it those kinds that only this tells.
+    pub parts: bool,
+}
+
+/// What the probes deliver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A finished reclaim or compaction.
+    Stall(Stall),
+    /// The end of the scope that the thread's last ones were in.
+    Scope(Scope),
+    /// A process was chosen to be killed.
+    Oom(Oom),
 }
 
 /// Why tracing could not be started.
@@ -136,6 +161,17 @@ pub enum LiveError {
 }
 
 impl LiveError {
+    /// What is at the bottom of it, in a few words.
+    fn reason(&self) -> String {
+        let Self::Attach { tracepoint, error, .. } = self else { return self.to_string() };
+        let causes =
+            std::iter::successors(Some(&**error as &(dyn std::error::Error + 'static)), |error| {
+                error.source()
+            });
+        let last = causes.last().map(ToString::to_string).unwrap_or_default();
+        format!("function {tracepoint} cannot be probed: {last}")
+    }
+
     fn map(map: &'static str, error: MapError) -> Self {
         if is_not_permitted(&error) {
             Self::NotPermitted
@@ -177,6 +213,7 @@ pub struct Live {
     /// Detach as they are dropped, which a vector does in the order of attaching.
     links: Vec<load::Link>,
     unavailable: Vec<String>,
+    coverage: Coverage,
     attached: Vec<String>,
     /// Reads the probes' log.
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
@@ -192,7 +229,7 @@ impl Live {
     /// Loads and attaches the probes that `request` needs on this kernel. For a moment no thread of
     /// the process can open a file.
     pub fn start(request: &Request, kernel: &Kernel) -> Result<Self, LiveError> {
-        let plan = Plan::make(request, kernel)?;
+        let mut plan = Plan::make(request, kernel)?;
         let mut ebpf = load::load(request, &plan, kernel)?;
         for (map, keys) in [("PIDS", &request.filter.processes), ("TIDS", &request.filter.threads)]
         {
@@ -200,28 +237,34 @@ impl Live {
         }
         // Without its reader the log's map would be closed before the probes that use it are loaded.
         let logger = request.log.then(|| EbpfLogger::init(&mut ebpf).ok()).flatten();
-        for probe in &plan.probes {
-            load::verify(&mut ebpf, *probe)?;
+        for probe in plan.probes.clone() {
+            if let Err(error) = load::verify(&mut ebpf, probe) {
+                plan.do_without(probe, error)?;
+            }
         }
         let ring = load::ring(&mut ebpf, "STALLS")?;
         let counters = load::take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
         let unfinished = Unfinished::open(&mut ebpf)?;
         let counted = plan.counts && request.tell_apart.is_some();
         let tallies = counted.then(|| load::tallies(&mut ebpf)).transpose()?;
+        let mut links = Vec::with_capacity(plan.probes.len());
+        for probe in plan.probes.clone() {
+            match load::attach(&mut ebpf, probe) {
+                Ok(link) => links.push(link),
+                Err(error) => plan.do_without(probe, error)?,
+            }
+        }
         // Side by side where a tracepoint has a spare program.
         let mut attached: Vec<_> =
             plan.probes.iter().map(|probe| probe.tracepoint.to_owned()).collect();
         attached.dedup();
-        let mut links = Vec::with_capacity(plan.probes.len());
-        for probe in &plan.probes {
-            links.push(load::attach(&mut ebpf, *probe)?);
-        }
         Ok(Self {
             ring,
             undecodable: 0,
             counters,
             links,
             unavailable: plan.unavailable,
+            coverage: plan.coverage,
             attached,
             logger,
             unfinished,
@@ -233,13 +276,13 @@ impl Live {
         })
     }
 
-    /// The next finished stall, if one is waiting.
-    pub fn next_stall(&mut self) -> Result<Option<Stall>, LiveError> {
+    /// The next event, if one is waiting.
+    pub fn next_event(&mut self) -> Result<Option<Event>, LiveError> {
         loop {
-            match self.ring.next(decode::stall) {
+            match self.ring.next(decode::event) {
                 // Nothing but our own probes writes here, and their records are of this very build.
                 Ok(Some(None)) => self.undecodable += 1,
-                Ok(Some(stall)) => return Ok(stall),
+                Ok(Some(event)) => return Ok(event),
                 Err(error) if self.links.is_empty() => return Err(LiveError::Ring(error)),
                 // Where there is no memory to look further, there may be when it is looked again.
                 Ok(None) | Err(_) => return Ok(None),
@@ -315,7 +358,13 @@ impl Live {
         &self.unavailable
     }
 
-    /// The tracepoints in use.
+    /// Which kinds of stalls are watched, where all mechanisms are.
+    #[must_use]
+    pub fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// The tracepoints and functions in use.
     #[must_use]
     pub fn attached(&self) -> &[String] {
         &self.attached
@@ -364,6 +413,7 @@ pub fn names(kernel: &Kernel) -> Names {
         gfp: kernel.gfp.clone(),
         modes: kernel.modes.clone(),
         statuses: kernel.statuses.clone(),
+        throttles: kernel.throttles.clone(),
         cgroups: Cgroups::live(),
         clock: WallClock::now(),
         symbols: Symbols::live(),

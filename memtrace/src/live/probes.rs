@@ -2,9 +2,11 @@
 
 use memtrace_common::layout::ABSENT;
 
-use super::{LiveError, Request, Subject, tallies};
+use super::{LiveError, Request, Stalls, Subject, tallies};
 use crate::{
+    coverage::Coverage,
     kernel::{Kernel, tracefs},
+    kind::Kind,
     stall::ReclaimKind,
     symbols,
 };
@@ -13,6 +15,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Probe {
     pub(super) program: &'static str,
+    /// Or a function's name.
     pub(super) tracepoint: &'static str,
     pub(super) kind: ProgramKind,
 }
@@ -24,6 +27,9 @@ pub(super) enum ProgramKind {
     Raw,
     /// To a classic tracepoint, which all of memtrace's are of the system `vmscan`.
     Classic,
+    /// To the beginning of a function, which a kernel may have inlined or not let be probed. It is done
+    /// without where that fails.
+    Function,
 }
 
 const fn probe(program: &'static str, tracepoint: &'static str) -> Probe {
@@ -40,10 +46,7 @@ struct Either {
 
 impl Either {
     fn of(self, kind: ProgramKind) -> Probe {
-        let program = match kind {
-            ProgramKind::Raw => self.raw,
-            ProgramKind::Classic => self.classic,
-        };
+        let program = if kind == ProgramKind::Classic { self.classic } else { self.raw };
         Probe { program, tracepoint: self.tracepoint, kind }
     }
 }
@@ -87,15 +90,37 @@ pub(super) const SPARES: [(&str, &str); 2] =
 const ZONE_SUITABLE: Probe = probe("zone_suitable", "mm_compaction_suitable");
 const COMPACT_TRY: Probe = probe("compact_try", "mm_compaction_try_to_compact_pages");
 
+const SCHED_SWITCH: Probe = probe("sched_switch", "sched_switch");
+const SHRINK_START: Either = either("shrink_start", "tp_shrink_start", "mm_shrink_slab_start");
+const SHRINK_END: Either = either("shrink_end", "tp_shrink_end", "mm_shrink_slab_end");
+const THROTTLED: Either = either("throttled", "tp_throttled", "mm_vmscan_throttled");
+/// What there was in its place before 5.16.
+const CONGESTION: [Probe; 2] = [
+    probe("congestion_wait", "writeback_congestion_wait"),
+    probe("wait_iff_congest", "writeback_wait_iff_congested"),
+];
+const MARK_VICTIM: Probe = probe("mark_victim", "mark_victim");
+const MEMSTALL_ENTER: Probe = Probe {
+    program: "memstall_enter",
+    tracepoint: "psi_memstall_enter",
+    kind: ProgramKind::Function,
+};
+const MEMSTALL_LEAVE: Probe = Probe {
+    program: "memstall_leave",
+    tracepoint: "psi_memstall_leave",
+    kind: ProgramKind::Function,
+};
+
 /// Every tracepoint that a probe can be attached to.
 #[must_use]
 pub fn tracepoints() -> Vec<&'static str> {
     let pairs = RECLAIM.iter().flat_map(|(_, begin, end)| [begin, end]);
-    let others = [COMPACT_BEGIN, COMPACT_END, ZONE_SUITABLE, COMPACT_TRY];
+    let others =
+        [COMPACT_BEGIN, COMPACT_END, ZONE_SUITABLE, COMPACT_TRY, SCHED_SWITCH, MARK_VICTIM];
     pairs
-        .chain([&LRU_ISOLATE])
+        .chain([&LRU_ISOLATE, &SHRINK_START, &SHRINK_END, &THROTTLED])
         .map(|probe| probe.tracepoint)
-        .chain(others.iter().map(|probe| probe.tracepoint))
+        .chain(others.iter().chain(&CONGESTION).map(|probe| probe.tracepoint))
         .collect()
 }
 
@@ -108,6 +133,8 @@ pub(super) struct Plan {
     /// In the order in which they are attached: ends first, so that every begin finds its end.
     pub(super) probes: Vec<Probe>,
     pub(super) unavailable: Vec<String>,
+    /// Where all mechanisms are traced, which of them are.
+    pub(super) coverage: Coverage,
     /// Whether the probes can keep histograms: no two may write to the same part of one at once, and
     /// taking them must not get in the way of any. The kernel leaves classic ones out on a CPU on which
     /// a map's elements are looked up or removed just then (`bpf_disable_instrumentation()`).
@@ -120,8 +147,11 @@ impl Plan {
         match &request.subject {
             Subject::Reclaim(kinds) => plan.reclaim(kinds, request.extended, kernel)?,
             Subject::Compaction(_) => plan.compaction(request.extended, kernel)?,
+            Subject::Stalls(stalls) => plan.stalls(stalls, request.extended, kernel)?,
         }
-        plan.counts = !kernel.has_preemptible_tracepoints && tallies::can_be_taken();
+        plan.counts = !matches!(request.subject, Subject::Stalls(_))
+            && !kernel.has_preemptible_tracepoints
+            && tallies::can_be_taken();
         if request.cgroups {
             plan.lacks(kernel.layout.kernfs_node_id, "cgroups", "cgroups are not in its BTF");
         }
@@ -147,7 +177,7 @@ impl Plan {
         let layout = &kernel.layout;
         let program = self.program_kind(kernel.has_preemptible_tracepoints, tracefs::is_mounted());
         let (fields, isolate) = match program {
-            ProgramKind::Raw => (&layout.reclaim_args, layout.isolate_args),
+            ProgramKind::Raw | ProgramKind::Function => (&layout.reclaim_args, layout.isolate_args),
             ProgramKind::Classic => (&layout.reclaim_records, layout.isolate_record),
         };
         let has_proactive = layout.scan_control_proactive != ABSENT && kernel.limits_memory;
@@ -191,7 +221,13 @@ impl Plan {
             });
         }
         for (kind, what) in missing {
-            self.unavailable.push(format!("{kind} reclaim (no {what})"));
+            if self.coverage.is_empty() {
+                self.unavailable.push(format!("{kind} reclaim (no {what})"));
+            } else {
+                for kind in Kind::ALL.into_iter().filter(|of| of.reclaim_name() == Some(kind)) {
+                    self.coverage.lacks(kind, &format!("no {what}"));
+                }
+            }
         }
         if extended {
             self.lacks(layout.scan_control_priority, "priority", "no scan_control.priority");
@@ -279,6 +315,96 @@ impl Plan {
         self.probes.push(COMPACT_BEGIN);
         if kernel.has_preemptible_tracepoints {
             self.probes.push(SPARE_BEGIN);
+        }
+        Ok(())
+    }
+
+    /// All mechanisms that this kernel has.
+    fn stalls(
+        &mut self,
+        stalls: &Stalls,
+        extended: bool,
+        kernel: &Kernel,
+    ) -> Result<(), LiveError> {
+        self.coverage = Coverage::of(&stalls.kinds);
+        if !stalls.parts {
+            for kind in Kind::OF_MEMSTALL.into_iter().chain([Kind::Throttled]) {
+                self.coverage.lacks(kind, "--no-parts");
+            }
+        }
+        self.reclaim(&ReclaimKind::ALL, extended, kernel)?;
+        if let Err(LiveError::NoTracepoint { missing, .. }) = self.compaction(extended, kernel) {
+            for kind in [Kind::Compaction, Kind::Background] {
+                self.coverage.lacks(kind, &format!("no {missing}"));
+            }
+        }
+        if kernel.has_tracepoint(MARK_VICTIM.tracepoint) {
+            self.probes.push(MARK_VICTIM);
+        } else {
+            self.coverage.lacks(Kind::Oom, "no tracepoint mark_victim");
+        }
+        if stalls.parts {
+            self.parts(kernel);
+        }
+        Ok(())
+    }
+
+    /// What tells how time was spent. Begins and ends of scopes are those of the mechanisms.
+    fn parts(&mut self, kernel: &Kernel) {
+        let layout = &kernel.layout;
+        let program = self.program_kind(kernel.has_preemptible_tracepoints, tracefs::is_mounted());
+        if kernel.has_tracepoint(SCHED_SWITCH.tracepoint) && layout.switch_next_arg != ABSENT {
+            self.probes.push(SCHED_SWITCH);
+            self.lacks(
+                layout.task_run_delay,
+                "time waiting for a CPU, which counts as blocked",
+                "no task_struct.sched_info.run_delay",
+            );
+        } else {
+            self.unavailable.push("time off the CPU (no tracepoint sched_switch)".to_owned());
+        }
+        let can_tell_shrinkers = match program {
+            ProgramKind::Classic => layout.shrink_record != ABSENT,
+            ProgramKind::Raw | ProgramKind::Function => {
+                ![layout.shrink_arg, layout.shrinker_scan_objects].contains(&ABSENT)
+            }
+        };
+        let has_shrinkers = kernel.has_tracepoint(SHRINK_START.tracepoint)
+            && kernel.has_tracepoint(SHRINK_END.tracepoint);
+        if has_shrinkers && can_tell_shrinkers {
+            self.probes.extend([SHRINK_END, SHRINK_START].map(|probe| probe.of(program)));
+        } else {
+            self.unavailable
+                .push("time in shrinkers (no tracepoint mm_shrink_slab_start)".to_owned());
+        }
+        let fields = match program {
+            ProgramKind::Classic => layout.throttled_record,
+            ProgramKind::Raw | ProgramKind::Function => layout.throttled_args,
+        };
+        let congestion = CONGESTION.into_iter().filter(|it| kernel.has_tracepoint(it.tracepoint));
+        if kernel.has_tracepoint(THROTTLED.tracepoint)
+            && ![fields.delayed, fields.reason].contains(&ABSENT)
+        {
+            self.probes.push(THROTTLED.of(program));
+        } else if let probes = congestion.collect::<Vec<_>>()
+            && !probes.is_empty()
+        {
+            self.probes.extend(probes);
+        } else {
+            self.coverage.lacks(Kind::Throttled, "no tracepoint mm_vmscan_throttled");
+        }
+        self.probes.extend([MEMSTALL_LEAVE, MEMSTALL_ENTER]);
+    }
+
+    /// Leaves a probe out that this kernel refuses, if the rest makes sense without.
+    pub(super) fn do_without(&mut self, probe: Probe, error: LiveError) -> Result<(), LiveError> {
+        if probe.kind != ProgramKind::Function {
+            return Err(error);
+        }
+        self.probes.retain(|other| other.kind != ProgramKind::Function);
+        let reason = error.reason();
+        for kind in Kind::OF_MEMSTALL {
+            self.coverage.lacks(kind, &reason);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use aya::{
     Ebpf, Pod,
     maps::{HashMap, Map, MapData, MapError},
 };
-use memtrace_common::in_progress::{Compaction, Reclaim, Slot};
+use memtrace_common::in_progress::{Compaction, Reclaim, Scope, Slot};
 use rustix::mm::ProtFlags;
 
 use super::{LiveError, load, mapping::Mapping};
@@ -21,6 +21,7 @@ const PART: usize = 64 << 10;
 
 const RECLAIM: usize = size_of::<Reclaim>() / size_of::<u64>();
 const COMPACTION: usize = size_of::<Compaction>() / size_of::<u64>();
+const SCOPE: usize = size_of::<Scope>() / size_of::<u64>();
 
 /// The tables in which the probes keep them.
 pub(super) struct Unfinished {
@@ -29,6 +30,7 @@ pub(super) struct Unfinished {
     size: usize,
     reclaims: HashMap<MapData, [u32; 2], [u64; RECLAIM]>,
     compactions: HashMap<MapData, u32, [u64; COMPACTION]>,
+    scopes: HashMap<MapData, u32, [u64; SCOPE]>,
 }
 
 impl Unfinished {
@@ -45,11 +47,17 @@ impl Unfinished {
             size: count as usize * size_of::<Slot>(),
             reclaims: load::take(ebpf, "RECLAIMS", HashMap::try_from)?,
             compactions: load::take(ebpf, "COMPACTIONS", HashMap::try_from)?,
+            scopes: load::take(ebpf, "SCOPES", HashMap::try_from)?,
         })
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> Result<u64, LiveError> {
+        // What else they are in is in their scope.
+        let scopes = entries(&self.scopes, "SCOPES")?;
+        if scopes != 0 {
+            return Ok(scopes);
+        }
         let in_slots = owners(self.slots.as_fd(), self.size)
             .map_err(|error| LiveError::map("SLOTS", MapError::IoError(error)))?;
         Ok(in_slots

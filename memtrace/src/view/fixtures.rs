@@ -39,6 +39,7 @@ pub fn reclaim() -> Stall {
         cgroup_id: Some(70),
         detail: Detail::Reclaim(Reclaim {
             kind: ReclaimKind::Memcg,
+            limit: None,
             nr_scanned: Some(64),
             nr_reclaimed: 37,
             compaction_ready: false,
@@ -155,6 +156,7 @@ pub fn names() -> Names {
             (0x4_0000, "__GFP_COMP".to_owned()),
         ]),
         modes: named(&["async", "sync_light", "sync"]),
+        throttles: named(&[(0, "writeback"), (3, "congested")]),
         statuses: named(&[
             "not_suitable_zone",
             "skipped",

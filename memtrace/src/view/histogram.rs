@@ -58,6 +58,7 @@ fn key_line(key: Key, max_keys: usize, names: &mut Names, out: &mut Vec<u8>) -> 
         }
         Key::Uid(uid) => writeln!(out, "uid = {uid}"),
         Key::Kind(kind) => writeln!(out, "kind = {}", kind.name()),
+        Key::StallKind(kind) => writeln!(out, "kind = {}", kind.name()),
         Key::Cause(cause) => writeln!(out, "cause = {}", cause.name()),
         Key::Order(order) => writeln!(out, "order = {}", OrDash(order)),
         Key::Other => writeln!(out, "other = all keys after the first {max_keys}"),

@@ -24,7 +24,7 @@ use crate::text::{Lossless, is_hidden, is_plain};
 #[derive(Debug)]
 pub struct Json {
     subject: Subject,
-    stacks: bool,
+    pub(super) stacks: bool,
     /// When the current interval began.
     since: Timestamp,
     second: Second,
@@ -85,7 +85,12 @@ impl Json {
     }
 
     /// Appends a list of the names of flags.
-    fn gfp(&mut self, mask: Option<u32>, names: &GfpNames, out: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) fn gfp(
+        &mut self,
+        mask: Option<u32>,
+        names: &GfpNames,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
         let Some(mask) = mask else { return append((), out) };
         let mut written = Ok(());
         let spell = |out: &mut Vec<u8>| {
@@ -98,7 +103,7 @@ impl Json {
     }
 
     /// Appends what [`Time`] is as well.
-    fn time(&mut self, at: Timestamp, out: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) fn time(&mut self, at: Timestamp, out: &mut Vec<u8>) -> io::Result<()> {
         out.push(b'"');
         let spell = |at| TimeZone::UTC.to_datetime(at).strftime("%FT%T");
         self.second.append(at, 9, spell, out)?;
@@ -177,7 +182,7 @@ impl Json {
     }
 }
 
-fn line(object: &impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
+pub(super) fn line(object: &impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
     append(object, out)?;
     out.push(b'\n');
     Ok(())
@@ -213,19 +218,23 @@ impl Formatter for Visible {
 
 /// An object in the making, as every stall is one, of two dozen entries. Their keys need no escapes;
 /// texts that need none, either, are copied.
-struct Object<'a>(&'a mut Vec<u8>);
+pub(super) struct Object<'a>(&'a mut Vec<u8>);
 
 impl<'a> Object<'a> {
-    fn begin(out: &'a mut Vec<u8>) -> Self {
+    pub(super) fn begin(out: &'a mut Vec<u8>) -> Self {
         out.push(b'{');
         Self(out)
     }
 
-    fn entry(&mut self, key: &'static str, value: impl Serialize) -> io::Result<()> {
+    pub(super) fn entry(&mut self, key: &'static str, value: impl Serialize) -> io::Result<()> {
         append(value, self.key(key))
     }
 
-    fn text<'t>(&mut self, key: &'static str, text: impl Into<Option<&'t [u8]>>) -> io::Result<()> {
+    pub(super) fn text<'t>(
+        &mut self,
+        key: &'static str,
+        text: impl Into<Option<&'t [u8]>>,
+    ) -> io::Result<()> {
         let out = self.key(key);
         match text.into() {
             Some(text) if is_plain(text) && memchr::memchr2(b'"', b'\\', text).is_none() => {
@@ -239,7 +248,7 @@ impl<'a> Object<'a> {
     }
 
     /// Begins an entry; where its value has to be appended.
-    fn key(&mut self, key: &'static str) -> &mut Vec<u8> {
+    pub(super) fn key(&mut self, key: &'static str) -> &mut Vec<u8> {
         if !self.0.ends_with(b"{") {
             self.0.push(b',');
         }
@@ -250,7 +259,7 @@ impl<'a> Object<'a> {
     }
 
     /// Ends the object and its line.
-    fn end(self) {
+    pub(super) fn end(self) {
         self.0.extend_from_slice(b"}\n");
     }
 }
@@ -258,6 +267,7 @@ impl<'a> Object<'a> {
 fn reclaim(reclaim: &Reclaim, names: &mut Names, object: &mut Object<'_>) -> io::Result<()> {
     let Reclaim {
         kind,
+        limit: _,
         nr_scanned,
         nr_reclaimed,
         compaction_ready,
@@ -342,6 +352,7 @@ impl<'a> KeyObject<'a> {
             }
             Key::Uid(uid) => Self::Uid { uid },
             Key::Kind(kind) => Self::Kind { kind: kind.name() },
+            Key::StallKind(kind) => Self::Kind { kind: kind.name() },
             Key::Cause(cause) => Self::Cause { cause: cause.name() },
             Key::Order(order) => Self::Order { order },
             Key::Other => Self::Other { other: true },
@@ -383,7 +394,7 @@ impl Serialize for CommText {
 }
 
 /// RFC 3339 in UTC, always with nine decimals.
-struct Time(Timestamp);
+pub(super) struct Time(pub(super) Timestamp);
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -3,12 +3,15 @@
 //! One file for each output; they are chosen between here only. A view appends to a buffer, so that
 //! the caller alone decides when to write and what to do about a closed pipe.
 
+mod episode_json;
 mod histogram;
 mod json;
 mod line;
 mod masks;
+mod parts;
 mod rows;
 mod second;
+mod stall_rows;
 mod summary;
 mod words;
 
@@ -19,11 +22,16 @@ use std::io;
 
 use jiff::{Timestamp, tz::TimeZone};
 
+use crate::coverage::Coverage;
+use crate::episode::Episode;
 use crate::histogram::{By, Histograms, Key, Tallied};
 use crate::names::Names;
+use crate::scope::Oom;
 use crate::stall::Stall;
 
-pub use self::{histogram::Blocks, json::Json, rows::Rows, summary::Summary};
+pub use self::{
+    histogram::Blocks, json::Json, rows::Rows, stall_rows::StallRows, summary::Summary,
+};
 
 /// What is shown and how.
 #[derive(Clone, Debug)]
@@ -56,6 +64,8 @@ pub enum Subject {
     Reclaim,
     /// Compaction of zones.
     Compaction,
+    /// All mechanisms, in episodes.
+    Stalls,
 }
 
 impl Subject {
@@ -65,6 +75,7 @@ impl Subject {
         match self {
             Self::Reclaim => "reclaim",
             Self::Compaction => "compaction",
+            Self::Stalls => "stalls",
         }
     }
 }
@@ -109,6 +120,8 @@ impl Sink for Vec<u8> {
 pub enum View {
     /// A line for each stall.
     Rows(Rows),
+    /// A line for each episode.
+    StallRows(StallRows),
     /// An object for each stall.
     Json(Json),
     /// A block of text for each key.
@@ -125,6 +138,9 @@ impl View {
             .histogram
             .map(|HistogramOptions { by, max_keys }| Histograms::new(by, max_keys));
         match (options.format, histograms) {
+            (Format::Text, None) if options.subject == Subject::Stalls => {
+                Self::StallRows(StallRows::new(options))
+            }
             (Format::Text, None) => Self::Rows(Rows::new(options)),
             (Format::Json, None) => Self::Json(Json::new(&options)),
             (Format::Text, Some(histograms)) => {
@@ -140,6 +156,7 @@ impl View {
     pub fn begin(&mut self, at: Timestamp, out: &mut Vec<u8>) {
         in_memory(match self {
             Self::Rows(rows) => rows.header(out),
+            Self::StallRows(rows) => rows.header(out),
             Self::TextHistograms(..) => Ok(()),
             Self::Json(json) | Self::JsonHistograms(_, json) => {
                 json.begin(at);
@@ -152,6 +169,8 @@ impl View {
     pub fn stall(&mut self, stall: &Stall, names: &mut Names, out: &mut Vec<u8>) {
         in_memory(match self {
             Self::Rows(rows) => rows.stall(stall, names, out),
+            // They show what stalls are put together to.
+            Self::StallRows(_) => Ok(()),
             Self::Json(json) => json.stall(stall, names, out),
             Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) => {
                 // A cgroup may be gone by the time its histogram is shown.
@@ -162,6 +181,40 @@ impl View {
                 Ok(())
             }
         });
+    }
+
+    /// Shows an episode, or counts it.
+    pub fn episode(&mut self, episode: &Episode, names: &mut Names, out: &mut Vec<u8>) {
+        in_memory(match self {
+            Self::Rows(_) => Ok(()),
+            Self::StallRows(rows) => rows.episode(episode, names, out),
+            Self::Json(json) => json.episode(episode, names, out),
+            Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) => {
+                if let (By::Cgroup, Some(id)) = (histograms.by(), episode.cgroup_id) {
+                    let _remembered: Option<&[u8]> = names.cgroups.path(id);
+                }
+                histograms.record_episode(episode);
+                Ok(())
+            }
+        });
+    }
+
+    /// Shows that a process was chosen to be killed. Histograms have no use for it.
+    pub fn oom(&mut self, oom: &Oom, names: &mut Names, out: &mut Vec<u8>) {
+        in_memory(match self {
+            Self::StallRows(rows) => rows.oom(oom, names, out),
+            Self::Json(json) => json.oom(oom, names, out),
+            Self::Rows(_) | Self::TextHistograms(..) | Self::JsonHistograms(..) => Ok(()),
+        });
+    }
+
+    /// Ends with what was watched, in JSON; text leaves that to the caller.
+    pub fn coverage(&mut self, coverage: &Coverage, at: Timestamp, out: &mut Vec<u8>) {
+        if let Self::Json(json) | Self::JsonHistograms(_, json) = self
+            && !coverage.is_empty()
+        {
+            in_memory(json.coverage(coverage, at, out));
+        }
     }
 
     /// Adds stalls that their source has counted to the histograms. Rows have no use for them.
@@ -177,7 +230,7 @@ impl View {
     /// Shows the histograms of the interval that ends at `at`, and starts the next one.
     pub fn interval(&mut self, names: &mut Names, at: Timestamp, out: &mut impl Sink) {
         in_memory(match self {
-            Self::Rows(_) | Self::Json(_) => Ok(()),
+            Self::Rows(_) | Self::StallRows(_) | Self::Json(_) => Ok(()),
             Self::TextHistograms(histograms, blocks) => {
                 let written = blocks.interval(histograms, names, at, out);
                 histograms.clear();

@@ -50,6 +50,8 @@ impl Rows {
             (Subject::Reclaim, true) => (RECLAIM, RECLAIM_EXTENDED),
             (Subject::Compaction, false) => (COMPACTION, ""),
             (Subject::Compaction, true) => (COMPACTION_EXTENDED, ""),
+            // They have rows of their own.
+            (Subject::Stalls, _) => return Ok(()),
         };
         writeln!(out, "{time}{uid}{columns}{more}")
     }

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 use clap_complete::Shell;
 use memtrace::{
     histogram::By,
+    kind::Kind,
     stall::{Cause, ReclaimKind},
 };
 
@@ -21,6 +22,7 @@ pub struct Cli {
 pub enum Command {
     Drsnoop(Drsnoop),
     Compactsnoop(Compactsnoop),
+    Stalls(Stalls),
     /// Write the man pages into a directory
     #[command(hide = true)]
     Man {
@@ -36,21 +38,23 @@ pub enum Command {
 impl Command {
     /// What clap has no good words for.
     pub fn contradiction(&self) -> Option<&'static str> {
-        let common = match self {
-            Self::Drsnoop(args) => &args.common,
-            Self::Compactsnoop(args) => &args.common,
-            Self::Man { .. } | Self::Completions { .. } => return None,
-        };
+        let common = self.common()?;
         (common.interval.is_some() && !common.histogram).then_some(
             "INTERVAL and COUNT go with --histogram; several PIDs or other values are joined by commas",
         )
     }
 
     pub fn is_verbose(&self) -> bool {
+        self.common().is_some_and(|common| common.verbose)
+    }
+
+    /// What all commands that trace have.
+    fn common(&self) -> Option<&Common> {
         match self {
-            Self::Drsnoop(args) => args.common.verbose,
-            Self::Compactsnoop(args) => args.common.verbose,
-            Self::Man { .. } | Self::Completions { .. } => false,
+            Self::Drsnoop(args) => Some(&args.common),
+            Self::Compactsnoop(args) => Some(&args.common),
+            Self::Stalls(args) => Some(&args.common),
+            Self::Man { .. } | Self::Completions { .. } => None,
         }
     }
 }
@@ -130,6 +134,61 @@ Examples:
   memtrace compactsnoop -e -d 60             with watermarks and fragmentation, for one minute
   memtrace compactsnoop -H --by cause 10 6   histograms by cause, every 10 s, 6 times
   memtrace compactsnoop -H --by order --json for programs
+
+Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
+
+/// Show what threads lose to memory management, by all mechanisms, and what for
+///
+/// One line for each episode, once it is over: the rounds of reclaim and compaction that one
+/// allocation makes a thread go through. The columns: COMM, PID and TID are the thread; KIND is what
+/// took most of the time (direct, memcg-max, memcg-high, softlimit, node and proactive reclaim;
+/// compaction that an allocation waits for, background compaction; penalty, the sleep that memory.high
+/// imposes; pfmemalloc, throttled before direct reclaim; swapin and refault, waiting for pages to be
+/// read; oom, the choice of a process to be killed); ORDER is the allocation's; ROUNDS is how many
+/// there were; LAT(ms) is what they took together; PAGES were reclaimed; PARTS(ms) is how the time was
+/// spent, longest first, and adds up to LAT: scan, on a CPU; shrink:FUNCTION, in a shrinker;
+/// throttled:REASON, made to sleep; compaction; blocked, off the CPU; waiting, for a CPU; other.
+///
+/// With --extended: pages SCANNED; PRIO, the lowest priority reached; FREE(KB), free memory of the
+/// whole system when it began; ZONE and STATUS of the last compaction; CGROUP, the one that the thread
+/// is charged to; TARGET, the one that was reclaimed from; GFP, the allocation's flags.
+///
+/// At the end it says which kinds were watched and which could not be, and of each process of --pid the
+/// longest stall.
+#[derive(Args, Debug)]
+#[command(after_help = STALLS_EXAMPLES)]
+pub struct Stalls {
+    /// Only these kinds of stalls
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        hide_possible_values = true,
+        help = "Only these kinds: direct, memcg-max, memcg-high, softlimit, node, proactive, compaction, background, throttled, oom, penalty, pfmemalloc, swapin, refault"
+    )]
+    pub kind: Vec<StallKindArg>,
+    /// Rounds of one thread for the same order and flags, less than this apart, are one episode
+    #[arg(long, value_name = "DURATION", value_parser = with_unit, default_value = "1ms")]
+    pub gap: std::time::Duration,
+    /// Show each round by itself
+    #[arg(long, conflicts_with = "gap")]
+    pub rounds: bool,
+    /// Do not look how the time is spent: costs less, and watches fewer kinds
+    #[arg(long)]
+    pub no_parts: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+const STALLS_EXAMPLES: &str = "\
+Examples:
+  memtrace stalls                           every stall of this host
+  memtrace stalls -p 1234 -d 60             those of process 1234, and the longest of them
+  memtrace stalls -m 10ms -e                those of at least 10 ms, with more columns
+  memtrace stalls --kind oom,penalty        OOM kills, and threads slowed down by memory.high
+  memtrace stalls --rounds -K               each round by itself, with its kernel stack
+  memtrace stalls -H --by kind 10           histograms by kind, every 10 s
+  memtrace stalls --json | jq .parts        for programs
 
 Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
@@ -222,6 +281,29 @@ pub struct KindArg(pub ReclaimKind);
 /// A cause of compaction as an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CauseArg(pub Cause);
+
+/// A kind of stall as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StallKindArg(pub Kind);
+
+impl ValueEnum for StallKindArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [StallKindArg; Kind::ALL.len()] = {
+            let mut all = [StallKindArg(Kind::Direct); Kind::ALL.len()];
+            let mut at = 0;
+            while at < all.len() {
+                all[at] = StallKindArg(Kind::ALL[at]);
+                at += 1;
+            }
+            all
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()))
+    }
+}
 
 /// A histogram's key as an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

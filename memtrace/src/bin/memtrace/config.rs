@@ -1,6 +1,6 @@
 //! What the command line means, checked: nothing behind this sees what was typed.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use anyhow::{Context as _, Result};
 use jiff::tz::TimeZone;
@@ -8,13 +8,14 @@ use memtrace::{
     cgroup::Cgroup,
     filter::{self, CommText, Filter, FilterError},
     histogram::By,
-    live::{Request, Subject},
+    kind::Kind,
+    live::{self, Request, Subject},
     stall::{Cause, ReclaimKind},
     view::{self, Format, HistogramOptions, ViewOptions},
 };
 
 use crate::{
-    cli::{Common, Compactsnoop, Drsnoop},
+    cli::{Common, Compactsnoop, Drsnoop, Stalls},
     output::say,
 };
 
@@ -32,6 +33,21 @@ pub struct Config {
     /// Number of intervals.
     pub count: Option<u32>,
     pub verbosity: Verbosity,
+    /// How rounds make episodes, where they do.
+    pub episodes: Option<EpisodeOptions>,
+}
+
+/// How rounds make episodes, and which of those to show.
+#[derive(Clone, Debug)]
+pub struct EpisodeOptions {
+    /// The kinds.
+    pub kinds: Vec<Kind>,
+    /// Rounds less than this apart are one, in nanoseconds; 0 leaves each by itself.
+    pub gap_ns: u64,
+    /// Shortest to show, in nanoseconds.
+    pub min_ns: u64,
+    /// Whether rounds come in scopes.
+    pub scopes: bool,
 }
 
 /// How much to say beside the data.
@@ -63,6 +79,25 @@ impl Config {
         Self::new(&args.common, Subject::Compaction(causes), what)
     }
 
+    /// What `memtrace stalls` was asked to do.
+    pub fn stalls(args: &Stalls) -> Result<Self> {
+        let kinds = or_all(&args.kind, |kind| kind.0, &Kind::ALL);
+        let what = if kinds.len() == Kind::ALL.len() {
+            "stalls of all kinds".to_owned()
+        } else {
+            let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+            format!("stalls of kind {}", listing(&names))
+        };
+        let parts = !args.no_parts;
+        let subject = Subject::Stalls(live::Stalls { kinds: kinds.clone(), parts });
+        let mut config = Self::new(&args.common, subject, what)?;
+        let gap_ns = if args.rounds { 0 } else { nanoseconds(args.gap) };
+        // What is shorter may be a part of what is long enough.
+        let min_ns = mem::take(&mut config.request.filter.min_ns);
+        config.episodes = Some(EpisodeOptions { kinds, gap_ns, min_ns, scopes: parts });
+        Ok(config)
+    }
+
     fn new(args: &Common, subject: Subject, what: String) -> Result<Self> {
         let filter = make_filter(args)?;
         let verbosity = match (args.quiet, args.verbose) {
@@ -73,12 +108,14 @@ impl Config {
         let histogram = args
             .histogram
             .then_some(HistogramOptions { by: args.by.0, max_keys: args.max_keys as usize });
-        let extended = histogram.is_none() && (args.extended || args.json);
+        let is_stalls = matches!(subject, Subject::Stalls(_));
+        let extended = is_stalls || histogram.is_none() && (args.extended || args.json);
         let tell_apart = histogram.map(|histogram| histogram.by);
         let view = ViewOptions {
             subject: match subject {
                 Subject::Reclaim(_) => view::Subject::Reclaim,
                 Subject::Compaction(_) => view::Subject::Compaction,
+                Subject::Stalls(_) => view::Subject::Stalls,
             },
             format: if args.json { Format::Json } else { Format::Text },
             histogram,
@@ -110,6 +147,7 @@ impl Config {
             interval: args.interval.map(|seconds| Duration::from_secs(seconds.into())),
             count: args.count,
             verbosity,
+            episodes: None,
         })
     }
 }
@@ -123,15 +161,18 @@ fn make_filter(args: &Common) -> Result<Filter> {
     let uid = args.uid.as_deref().map(filter::find_user).transpose();
     let comm = args.comm.as_deref().map(CommText::new).transpose();
     let cgroup = args.cgroup.as_deref().map(Cgroup::find).transpose();
-    let min_ns = args.min_latency.map_or(0, |duration| duration.as_nanos());
     Ok(Filter {
         processes,
         threads,
         uid: uid.context("cannot filter by --uid")?,
         comm: comm.context("cannot filter by --comm")?,
         cgroup: cgroup.context("cannot filter by --cgroup")?,
-        min_ns: u64::try_from(min_ns).unwrap_or(u64::MAX),
+        min_ns: args.min_latency.map_or(0, nanoseconds),
     })
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Those of a list that run. On a busy host some are gone before memtrace looks: they are named and

@@ -5,6 +5,7 @@
 
 mod cli;
 mod config;
+mod episodes;
 mod limits;
 mod output;
 mod privileges;
@@ -52,6 +53,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Drsnoop(args) => trace::run(&Config::drsnoop(&args)?),
         Command::Compactsnoop(args) => trace::run(&Config::compactsnoop(&args)?),
+        Command::Stalls(args) => trace::run(&Config::stalls(&args)?),
         Command::Man { directory } => fs::create_dir_all(&directory)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), &directory))
             .with_context(|| format!("cannot write man pages into `{}`", directory.display())),

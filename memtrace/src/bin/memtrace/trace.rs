@@ -8,10 +8,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use memtrace::{
-    clock::WallClock,
+    clock::{WallClock, monotonic_ns},
     histogram::By,
     kernel::{Kernel, preflight::Facts},
-    live::{self, Live},
+    live::{self, Event, Live},
     names::Names,
     view::{Summary, View},
 };
@@ -25,6 +25,7 @@ use tokio::{
 
 use crate::{
     config::{Config, Verbosity},
+    episodes::Shown,
     limits,
     output::{self, Output, Reader, say},
     privileges, protect,
@@ -120,6 +121,8 @@ struct Run<'a> {
     names: Names,
     view: View,
     output: Output,
+    /// Where rounds make episodes.
+    episodes: Option<Shown>,
     stalls: u64,
     started: Instant,
 }
@@ -147,7 +150,7 @@ impl<'a> Run<'a> {
         Facts::gather().check()?;
         let kernel = Kernel::running(&live::tracepoints())?;
         let names = live::names(&kernel);
-        if config.request.stacks {
+        if config.request.stacks || config.episodes.is_some() {
             // Takes long, some memory, and privileges.
             names.symbols.read();
         }
@@ -161,6 +164,7 @@ impl<'a> Run<'a> {
             names,
             view: View::new(config.view.clone()),
             output: Output::new(),
+            episodes: config.episodes.as_ref().map(|options| Shown::new(options, &config.request)),
             stalls: 0,
             started,
         };
@@ -279,11 +283,47 @@ impl<'a> Run<'a> {
             if !self.output.has_room() && self.output.flush()? != Reader::Ready {
                 return Ok(Ring::More);
             }
-            let Some(stall) = self.live.next_stall()? else { return Ok(Ring::Dry) };
-            self.stalls += 1;
-            self.view.stall(&stall, &mut self.names, &mut self.output.lines);
+            let now_ns = monotonic_ns();
+            let Some(event) = self.live.next_event()? else {
+                self.expire(now_ns);
+                return Ok(Ring::Dry);
+            };
+            self.take(event);
         }
         Ok(Ring::More)
+    }
+
+    fn take(&mut self, event: Event) {
+        let Self { view, names, output, episodes, stalls, .. } = self;
+        match (event, episodes) {
+            (Event::Stall(stall), None) => {
+                *stalls += 1;
+                view.stall(&stall, names, &mut output.lines);
+            }
+            (Event::Stall(stall), Some(shown)) => shown.episodes.round(stall),
+            (Event::Scope(scope), Some(shown)) => shown.episodes.scope(scope, &mut names.symbols),
+            (Event::Oom(oom), Some(shown)) => {
+                *stalls += shown.oom(&oom, view, names, &mut output.lines);
+            }
+            // Nobody asked for them.
+            (Event::Scope(_) | Event::Oom(_), None) => {}
+        }
+        self.show_episodes();
+    }
+
+    /// Ends the episodes to which nothing was added up to `now_ns`.
+    fn expire(&mut self, now_ns: u64) {
+        if let Some(shown) = &mut self.episodes {
+            shown.episodes.expire(now_ns);
+        }
+        self.show_episodes();
+    }
+
+    fn show_episodes(&mut self) {
+        let Self { view, names, output, episodes, stalls, .. } = self;
+        if let Some(shown) = episodes {
+            *stalls += shown.show(view, names, &mut output.lines);
+        }
     }
 
     /// Shows all stalls that wait, but not for ever those that keep coming.
@@ -311,8 +351,13 @@ impl<'a> Run<'a> {
         }
         self.take_tallies()?;
         let mut given_up: u64 = 0;
-        while !delivered && self.live.next_stall()?.is_some() {
-            given_up += 1;
+        while !delivered && let Some(event) = self.live.next_event()? {
+            // Where there are episodes, what is in a scope is no stall of its own.
+            given_up += u64::from(self.episodes.is_none() || !matches!(event, Event::Stall(_)));
+        }
+        if let Some(shown) = &mut self.episodes {
+            shown.episodes.end();
+            self.show_episodes();
         }
         self.stalls += given_up;
         self.live.flush_log();
@@ -330,10 +375,16 @@ impl<'a> Run<'a> {
             duration,
             unavailable: self.live.unavailable().to_vec(),
         };
+        self.view.coverage(self.live.coverage(), Timestamp::now(), &mut self.output.lines);
         self.view.end(&mut self.names, Timestamp::now(), &summary, &mut self.output);
         delivered = delivered && self.deliver(end, stop).await?;
         if self.config.verbosity != Verbosity::Quiet || !summary.is_complete() {
             say(&summary);
+        }
+        if let Some(shown) = &self.episodes
+            && self.config.verbosity != Verbosity::Quiet
+        {
+            shown.conclude(self.live.coverage(), &summary);
         }
         if !delivered && end != End::ReaderGone {
             let bytes = self.output.lines.len();

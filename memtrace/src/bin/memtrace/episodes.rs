@@ -1,0 +1,152 @@
+//! Which episodes are shown, and what is said of them at the end.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use memtrace::{
+    coverage::Coverage,
+    episode::Episodes,
+    kind::Kind,
+    live::Request,
+    names::Names,
+    scope::Oom,
+    view::{Summary, View},
+};
+
+use crate::{config::EpisodeOptions, output::say};
+
+/// The episodes of one run.
+#[derive(Debug)]
+pub struct Shown {
+    pub episodes: Episodes,
+    kinds: Vec<Kind>,
+    min_ns: u64,
+    /// The longest of each process that was asked for, in nanoseconds.
+    longest: BTreeMap<u32, u64>,
+}
+
+impl Shown {
+    pub fn new(options: &EpisodeOptions, request: &Request) -> Self {
+        let EpisodeOptions { kinds, gap_ns, min_ns, scopes } = options;
+        Self {
+            episodes: Episodes::new(*gap_ns, *scopes),
+            kinds: kinds.clone(),
+            min_ns: *min_ns,
+            longest: request.filter.processes.iter().map(|pid| (*pid, 0)).collect(),
+        }
+    }
+
+    /// Shows the episodes that have ended; how many they were.
+    pub fn show(&mut self, view: &mut View, names: &mut Names, out: &mut Vec<u8>) -> u64 {
+        let mut count = 0;
+        while let Some(episode) = self.episodes.next() {
+            let is_wanted = |kind: &Kind| episode.is_of(*kind);
+            // What is of none of the known kinds is only shown where all are wanted.
+            let is_wanted = self.kinds.len() == Kind::ALL.len() || self.kinds.iter().any(is_wanted);
+            if !is_wanted {
+                continue;
+            }
+            if let Some(longest) = self.longest.get_mut(&episode.pid) {
+                *longest = episode.duration_ns.max(*longest);
+            }
+            if episode.duration_ns >= self.min_ns {
+                count += 1;
+                view.episode(&episode, names, out);
+            }
+        }
+        count
+    }
+
+    /// Shows an OOM kill; 1 if it is one of those wanted.
+    pub fn oom(&self, oom: &Oom, view: &mut View, names: &mut Names, out: &mut Vec<u8>) -> u64 {
+        if !self.kinds.contains(&Kind::Oom) {
+            return 0;
+        }
+        view.oom(oom, names, out);
+        1
+    }
+
+    /// Says what was watched and, of each process that was asked for, how long it was held up at most.
+    pub fn conclude(&self, coverage: &Coverage, summary: &Summary) {
+        let watched: Vec<_> = coverage.watched().map(Kind::name).collect();
+        let missing: Vec<_> = coverage.missing().collect();
+        let all = watched.len() + missing.len();
+        let mut line = format!(
+            "memtrace: {} of {all} kinds watched: {}",
+            watched.len(),
+            if watched.is_empty() { "none".to_owned() } else { watched.join(", ") }
+        );
+        let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (kind, reason) in missing {
+            match reasons.iter_mut().find(|(known, _)| *known == reason) {
+                Some((_, kinds)) => kinds.push(kind.name()),
+                None => reasons.push((reason, vec![kind.name()])),
+            }
+        }
+        for (reason, kinds) in reasons {
+            line += &format!("; not {} ({reason})", kinds.join(", "));
+        }
+        say(line);
+        for (pid, longest_ns) in &self.longest {
+            say(Certificate {
+                pid: *pid,
+                longest_ns: *longest_ns,
+                watched: watched.len(),
+                all,
+                summary,
+            });
+        }
+    }
+}
+
+/// How long a process was held up at most, and how far that can be said.
+struct Certificate<'a> {
+    pid: u32,
+    longest_ns: u64,
+    watched: usize,
+    all: usize,
+    summary: &'a Summary,
+}
+
+impl std::fmt::Display for Certificate<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { pid, longest_ns, watched, all, summary } = *self;
+        let longest = Duration::from_nanos(longest_ns).as_secs_f64() * 1e3;
+        let seconds = summary.duration.as_secs_f64();
+        write!(f, "memtrace: longest stall of PID {pid} in {seconds:.1} s: ")?;
+        if longest_ns == 0 {
+            write!(f, "none seen")?;
+        } else {
+            write!(f, "{longest:.2} ms")?;
+        }
+        write!(f, "; {watched} of {all} kinds watched")?;
+        let unseen = [summary.lost, summary.missed_begin, summary.table_full, summary.skipped];
+        let unseen =
+            unseen.iter().fold(summary.unfinished, |sum, count| sum.saturating_add(*count));
+        if unseen != 0 {
+            write!(f, "; not counting {unseen} that were lost or had not ended")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_claims_no_more_than_was_seen() {
+        let summary = Summary { duration: Duration::from_secs(60), ..Summary::default() };
+        let certificate = |longest_ns, summary: &Summary| {
+            Certificate { pid: 1234, longest_ns, watched: 12, all: 14, summary }.to_string()
+        };
+        assert_eq!(
+            certificate(80_000, &summary),
+            "memtrace: longest stall of PID 1234 in 60.0 s: 0.08 ms; 12 of 14 kinds watched"
+        );
+        assert!(certificate(0, &summary).contains(": none seen; 12 of 14"));
+        let lossy = Summary { lost: 2, unfinished: 1, ..summary };
+        assert!(
+            certificate(1, &lossy).ends_with("; not counting 3 that were lost or had not ended")
+        );
+    }
+}

@@ -1,0 +1,364 @@
+//! Episodes: what one allocation makes a thread go through.
+//!
+//! The kernel retries. One allocation can reclaim many times, and compact in between; each such round
+//! is delivered by itself. Rounds of one thread for the same order and flags that follow one another
+//! closely are one episode, which lasts as long as its rounds together.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use crate::kind::Kind;
+use crate::scope::{Part, Parts, Scope};
+use crate::stall::{Comm, Detail, Stall, Zone};
+use crate::symbols::Symbols;
+
+/// What a thread lost in one go, in one or several rounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Episode {
+    /// When the first round began, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub start_ns: u64,
+    /// When the last one ended.
+    pub end_ns: u64,
+    /// How long the rounds lasted together, in nanoseconds: what the thread lost.
+    pub duration_ns: u64,
+    /// The process (thread group).
+    pub pid: u32,
+    /// The thread.
+    pub tid: u32,
+    /// The thread's real user id.
+    pub uid: u32,
+    /// The CPU on which it ended.
+    pub cpu: u32,
+    /// The thread's name.
+    pub comm: Comm,
+    /// In which most of the time was lost.
+    pub kind: Kind,
+    /// How many rounds of reclaim, and of compaction of a zone.
+    pub rounds: Rounds,
+    /// Order of the allocation; nothing where there was neither reclaim nor compaction.
+    pub order: Option<i32>,
+    /// The allocation's flags, a `gfp_t`.
+    pub gfp: Option<u32>,
+    /// The cgroup that the thread's memory is charged to.
+    pub cgroup_id: Option<u64>,
+    /// The cgroup whose limit asked for the last reclaim; 0 where memory itself was short.
+    pub target_cgroup_id: Option<u64>,
+    /// Pages scanned, over all rounds.
+    pub nr_scanned: Option<u64>,
+    /// Pages reclaimed, over all rounds.
+    pub nr_reclaimed: u64,
+    /// Lowest priority reached.
+    pub priority: Option<i32>,
+    /// Free pages in the whole system when the first reclaim began.
+    pub free_pages: Option<u64>,
+    /// The zone that was compacted last.
+    pub zone: Option<Zone>,
+    /// With which result, the kernel's `enum compact_result`.
+    pub status: Option<i32>,
+    /// How the time was spent; nothing where that was not measured.
+    pub parts: Option<Parts>,
+    /// The kernel stack at the end of the longest round, innermost frame first; empty unless asked for.
+    pub stack: Vec<u64>,
+    /// How long each kind lasted.
+    by_kind: [u64; Kind::COUNT],
+    /// How long the round lasted that `stack` is of.
+    longest_ns: u64,
+}
+
+/// How many rounds an episode had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rounds {
+    /// Of reclaim.
+    pub reclaim: u64,
+    /// Of compaction, zone by zone.
+    pub compaction: u64,
+    /// Memstall sections in which there was neither.
+    pub other: u64,
+}
+
+impl Rounds {
+    /// All of them.
+    #[must_use]
+    pub fn total(self) -> u64 {
+        self.reclaim + self.compaction + self.other
+    }
+}
+
+/// Puts rounds together.
+#[derive(Debug)]
+pub struct Episodes {
+    gap_ns: u64,
+    /// Whether a scope follows after what was in it.
+    scopes: bool,
+    /// By thread, what has come of a scope that has not ended.
+    inside: HashMap<u32, Vec<Stall>>,
+    /// By thread, what the next round may belong to.
+    open: HashMap<u32, Episode>,
+    finished: VecDeque<Episode>,
+}
+
+/// Most rounds of one scope that are kept until it ends: more than there are retries of one
+/// allocation. What is beyond them counts in the scope's time only.
+const MAX_INSIDE: usize = 64;
+/// Most threads whose rounds are kept; of those beyond, every round is an episode.
+const MAX_THREADS: usize = 16384;
+
+impl Episodes {
+    /// None yet. Rounds less than `gap_ns` nanoseconds apart are one episode; 0 leaves each by itself.
+    /// With `scopes` there comes one after what was in it, else each round stands for itself.
+    #[must_use]
+    pub fn new(gap_ns: u64, scopes: bool) -> Self {
+        Self {
+            gap_ns,
+            scopes,
+            inside: HashMap::new(),
+            open: HashMap::new(),
+            finished: VecDeque::new(),
+        }
+    }
+
+    /// Takes a round of reclaim or compaction.
+    pub fn round(&mut self, stall: Stall) {
+        // A soft-limit reclaim may end inside of a direct one, of which it is a part.
+        let may_be_nested = Kind::of(&stall) == Kind::Softlimit;
+        if !(self.scopes || may_be_nested) {
+            let inside = self.inside.remove(&stall.tid).unwrap_or_default();
+            for nested in inside.into_iter().filter(|nested| nested.start_ns < stall.start_ns) {
+                self.join(Episode::of_round(&nested));
+            }
+            return self.join(Episode::of_round(&stall));
+        }
+        if self.inside.len() >= MAX_THREADS && !self.inside.contains_key(&stall.tid) {
+            // Their scopes were lost, and counted.
+            self.inside.clear();
+        }
+        let inside = self.inside.entry(stall.tid).or_default();
+        if inside.len() < MAX_INSIDE {
+            inside.push(stall);
+        } else if !self.scopes {
+            self.join(Episode::of_round(&stall));
+        }
+    }
+
+    /// Takes a scope that has ended.
+    pub fn scope(&mut self, scope: Scope, symbols: &mut Symbols) {
+        let end_ns = scope.start_ns.saturating_add(scope.duration_ns);
+        let mut inside = self.inside.remove(&scope.tid).unwrap_or_default();
+        // Others are those of a scope that was lost.
+        inside.retain(|stall| {
+            stall.start_ns >= scope.start_ns
+                && stall.start_ns.saturating_add(stall.duration_ns) <= end_ns
+        });
+        self.join(Episode::of_scope(scope, &inside, symbols));
+    }
+
+    /// Ends the episodes to which nothing can be added any more at `now_ns`, when all that had been
+    /// delivered by then was taken.
+    pub fn expire(&mut self, now_ns: u64) {
+        let gap_ns = self.gap_ns;
+        let expired = |open: &Episode| open.end_ns.saturating_add(gap_ns) < now_ns;
+        let mut ended: Vec<_> =
+            self.open.extract_if(|_, open| expired(open)).map(|(_, open)| open).collect();
+        ended.sort_by_key(|episode| episode.end_ns);
+        self.finished.extend(ended);
+    }
+
+    /// Ends all.
+    pub fn end(&mut self) {
+        for stall in std::mem::take(&mut self.inside).into_values().flatten() {
+            if !self.scopes {
+                self.join(Episode::of_round(&stall));
+            }
+        }
+        self.expire(u64::MAX);
+    }
+
+    /// The next episode that has ended.
+    pub fn next(&mut self) -> Option<Episode> {
+        self.finished.pop_front()
+    }
+
+    fn join(&mut self, next: Episode) {
+        if self.gap_ns == 0 {
+            return self.finished.push_back(next);
+        }
+        if let Some(open) = self.open.get_mut(&next.tid) {
+            let belongs = (open.order, open.gfp) == (next.order, next.gfp)
+                && (next.order.is_some() || open.kind == next.kind)
+                && next.start_ns.saturating_sub(open.end_ns) < self.gap_ns;
+            if belongs {
+                return open.join(next);
+            }
+            self.finished.push_back(std::mem::replace(open, next));
+        } else if self.open.len() < MAX_THREADS {
+            self.open.insert(next.tid, next);
+        } else {
+            self.finished.push_back(next);
+        }
+    }
+}
+
+impl Episode {
+    /// A round that stands for itself.
+    fn of_round(stall: &Stall) -> Self {
+        let mut episode = Self::new(stall.start_ns, stall.duration_ns, stall.comm);
+        (episode.pid, episode.tid) = (stall.pid, stall.tid);
+        (episode.uid, episode.cpu) = (stall.uid, stall.cpu);
+        episode.add(stall);
+        episode
+    }
+
+    fn of_scope(scope: Scope, inside: &[Stall], symbols: &mut Symbols) -> Self {
+        let mut episode = Self::new(scope.start_ns, scope.duration_ns, scope.comm);
+        (episode.pid, episode.tid) = (scope.pid, scope.tid);
+        (episode.uid, episode.cpu) = (scope.uid, scope.cpu);
+        episode.cgroup_id = scope.cgroup_id;
+        episode.parts = Some(scope.parts);
+        for stall in inside {
+            episode.add(stall);
+        }
+        if inside.is_empty() {
+            let functions = scope.callers.iter().map(|caller| symbols.function(*caller));
+            let functions: Vec<_> = functions.collect();
+            let kind = Kind::of_functions(functions.iter().map(String::as_str));
+            episode.by_kind[kind as usize] = scope.duration_ns;
+            episode.rounds.other = 1;
+            episode.stack = scope.callers;
+            episode.choose_kind();
+        }
+        episode
+    }
+
+    /// One to which nothing was added yet.
+    fn new(start_ns: u64, duration_ns: u64, comm: Comm) -> Self {
+        Self {
+            start_ns,
+            end_ns: start_ns.saturating_add(duration_ns),
+            duration_ns,
+            pid: 0,
+            tid: 0,
+            uid: 0,
+            cpu: 0,
+            comm,
+            kind: Kind::Memstall,
+            rounds: Rounds::default(),
+            order: None,
+            gfp: None,
+            cgroup_id: None,
+            target_cgroup_id: None,
+            nr_scanned: None,
+            nr_reclaimed: 0,
+            priority: None,
+            free_pages: None,
+            zone: None,
+            status: None,
+            parts: None,
+            stack: Vec::new(),
+            by_kind: [0; Kind::COUNT],
+            longest_ns: 0,
+        }
+    }
+
+    /// Adds what a round tells, but for its time.
+    fn add(&mut self, stall: &Stall) {
+        let kind = Kind::of(stall);
+        self.by_kind[kind as usize] = self.by_kind[kind as usize].saturating_add(stall.duration_ns);
+        // Nested ones are shorter than what they are nested in.
+        if stall.duration_ns >= self.longest_ns {
+            self.longest_ns = stall.duration_ns;
+            self.order = stall.order;
+            self.gfp = stall.gfp;
+            self.stack.clone_from(&stall.stack);
+        }
+        self.cgroup_id = self.cgroup_id.or(stall.cgroup_id);
+        match &stall.detail {
+            Detail::Reclaim(reclaim) => {
+                self.rounds.reclaim += 1;
+                let pages = if reclaim.compaction_ready { 0 } else { reclaim.nr_reclaimed };
+                self.nr_reclaimed = self.nr_reclaimed.saturating_add(pages);
+                self.nr_scanned = sum(self.nr_scanned, reclaim.nr_scanned);
+                self.priority = least(self.priority, reclaim.priority);
+                self.target_cgroup_id = reclaim.target_cgroup_id.or(self.target_cgroup_id);
+                self.free_pages = self.free_pages.or(reclaim.free_pages);
+            }
+            Detail::Compaction(compaction) => {
+                self.rounds.compaction += 1;
+                self.zone.clone_from(&compaction.zone);
+                self.status = Some(compaction.status);
+            }
+        }
+        self.choose_kind();
+    }
+
+    /// Adds a whole episode that follows.
+    fn join(&mut self, next: Self) {
+        self.end_ns = next.end_ns;
+        self.duration_ns = self.duration_ns.saturating_add(next.duration_ns);
+        self.cpu = next.cpu;
+        self.comm = next.comm;
+        self.rounds.reclaim += next.rounds.reclaim;
+        self.rounds.compaction += next.rounds.compaction;
+        self.rounds.other += next.rounds.other;
+        self.nr_scanned = sum(self.nr_scanned, next.nr_scanned);
+        self.nr_reclaimed = self.nr_reclaimed.saturating_add(next.nr_reclaimed);
+        self.priority = least(self.priority, next.priority);
+        self.target_cgroup_id = next.target_cgroup_id.or(self.target_cgroup_id);
+        self.cgroup_id = next.cgroup_id.or(self.cgroup_id);
+        self.free_pages = self.free_pages.or(next.free_pages);
+        self.zone = next.zone.or(self.zone.take());
+        self.status = next.status.or(self.status);
+        if let (Some(parts), Some(next)) = (&mut self.parts, &next.parts) {
+            parts.add(next);
+        }
+        if next.longest_ns > self.longest_ns {
+            self.longest_ns = next.longest_ns;
+            self.stack = next.stack;
+        }
+        for (sum, ns) in self.by_kind.iter_mut().zip(next.by_kind) {
+            *sum = sum.saturating_add(ns);
+        }
+        self.choose_kind();
+    }
+
+    fn choose_kind(&mut self) {
+        let all = Kind::ALL.into_iter().chain([Kind::Memstall]);
+        let longest =
+            all.max_by_key(|kind| (self.by_kind[*kind as usize], std::cmp::Reverse(*kind)));
+        if let Some(kind) = longest {
+            self.kind = kind;
+        }
+    }
+
+    /// Whether it was of this kind, be it in part.
+    #[must_use]
+    pub fn is_of(&self, kind: Kind) -> bool {
+        let has = |wanted: fn(Part) -> bool| {
+            self.parts.iter().flat_map(Parts::sorted).any(|(part, _)| wanted(part))
+        };
+        match kind {
+            Kind::Throttled => has(|part| matches!(part, Part::Throttled(_))),
+            Kind::Pfmemalloc => has(|part| part == Part::Pfmemalloc) || self.kind == kind,
+            _ => self.by_kind[kind as usize] != 0,
+        }
+    }
+
+    /// The kinds that it was of, with the time in each; what is nested counts in both.
+    #[must_use]
+    pub fn kinds(&self) -> BTreeMap<Kind, u64> {
+        let all = Kind::ALL.into_iter().chain([Kind::Memstall]);
+        all.map(|kind| (kind, self.by_kind[kind as usize])).filter(|(_, ns)| *ns != 0).collect()
+    }
+}
+
+fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.saturating_add(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+fn least(a: Option<i32>, b: Option<i32>) -> Option<i32> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

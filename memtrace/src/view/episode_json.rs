@@ -1,0 +1,148 @@
+//! JSON of `stalls`: an object for each episode and each OOM kill, and one for what was watched.
+
+use std::io;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::json::{Json, Object, Time, line};
+use super::parts;
+use super::words::status_name;
+use crate::coverage::Coverage;
+use crate::episode::Episode;
+use crate::kind::Kind;
+use crate::names::Names;
+use crate::scope::{Oom, Parts};
+
+impl Json {
+    pub(super) fn episode(
+        &mut self,
+        episode: &Episode,
+        names: &mut Names,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let mut object = Object::begin(out);
+        object.text("type", b"stall".as_slice())?;
+        self.time(names.clock.at(episode.start_ns), object.key("time"))?;
+        object.entry("start_ns", episode.start_ns)?;
+        object.entry("end_ns", episode.end_ns)?;
+        object.entry("duration_ns", episode.duration_ns)?;
+        object.text("comm", episode.comm.as_bytes())?;
+        object.entry("pid", episode.pid)?;
+        object.entry("tid", episode.tid)?;
+        object.entry("uid", episode.uid)?;
+        object.entry("cpu", episode.cpu)?;
+        object.text("kind", episode.kind.name().as_bytes())?;
+        let kinds = episode.kinds();
+        let kinds: serde_json::Map<_, _> =
+            kinds.into_iter().map(|(kind, ns)| (kind.name().to_owned(), ns.into())).collect();
+        object.entry("kinds", kinds)?;
+        object.entry("rounds", RoundsObject::of(episode))?;
+        object.entry("order", episode.order)?;
+        self.gfp(episode.gfp, &names.gfp, object.key("gfp"))?;
+        object.entry("cgroup_id", episode.cgroup_id)?;
+        object.text("cgroup", episode.cgroup_id.and_then(|id| names.cgroups.path(id)))?;
+        let target_id = episode.target_cgroup_id.filter(|&id| id != 0);
+        object.entry("target_cgroup_id", target_id)?;
+        object.text("target_cgroup", target_id.and_then(|id| names.cgroups.path(id)))?;
+        object.entry("nr_scanned", episode.nr_scanned)?;
+        object
+            .entry("nr_reclaimed", (episode.rounds.reclaim != 0).then_some(episode.nr_reclaimed))?;
+        object.entry("priority", episode.priority)?;
+        object.entry("free_pages", episode.free_pages)?;
+        object.entry("node", episode.zone.as_ref().map(|zone| zone.node))?;
+        object.text("zone", episode.zone.as_ref().map(|zone| zone.name.as_bytes()))?;
+        object.entry("status", episode.status.map(|it| status_name(it, &names.statuses)))?;
+        object.entry("parts", episode.parts.as_ref().map(|of| parts_map(of, names)))?;
+        if self.stacks {
+            object.entry("stack", names.symbols.resolve(&episode.stack))?;
+        }
+        object.end();
+        Ok(())
+    }
+
+    pub(super) fn oom(
+        &mut self,
+        oom: &Oom,
+        names: &mut Names,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let mut object = Object::begin(out);
+        object.text("type", b"oom".as_slice())?;
+        self.time(names.clock.at(oom.at_ns), object.key("time"))?;
+        object.entry("at_ns", oom.at_ns)?;
+        object.text("comm", oom.comm.as_bytes())?;
+        object.entry("pid", oom.pid)?;
+        object.entry("tid", oom.tid)?;
+        object.entry("uid", oom.uid)?;
+        object.entry("cgroup_id", oom.cgroup_id)?;
+        object.text("cgroup", oom.cgroup_id.and_then(|id| names.cgroups.path(id)))?;
+        object.entry("victim_pid", oom.victim_pid)?;
+        object.text("victim_comm", oom.victim_comm.as_ref().map(|comm| comm.as_bytes()))?;
+        object.entry("victim_cgroup_id", oom.victim_cgroup_id)?;
+        let cgroup = oom.victim_cgroup_id.and_then(|id| names.cgroups.path(id));
+        object.text("victim_cgroup", cgroup)?;
+        if self.stacks {
+            object.entry("stack", names.symbols.resolve(&oom.stack))?;
+        }
+        object.end();
+        Ok(())
+    }
+
+    pub(super) fn coverage(
+        &self,
+        coverage: &Coverage,
+        at: Timestamp,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let not_watched = coverage.missing();
+        let object = CoverageObject {
+            r#type: "coverage",
+            time: Time(at),
+            watched: coverage.watched().map(Kind::name).collect(),
+            not_watched: not_watched
+                .map(|(kind, reason)| Missing { kind: kind.name(), reason })
+                .collect(),
+        };
+        line(&object, out)
+    }
+}
+
+/// Nanoseconds by the part's name.
+fn parts_map(of: &Parts, names: &mut Names) -> serde_json::Map<String, serde_json::Value> {
+    let mut map = serde_json::Map::new();
+    for (part, ns) in of.sorted() {
+        // Two shrinkers may have the same name.
+        let sum = map.entry(parts::name(part, names)).or_insert_with(|| 0.into());
+        *sum = sum.as_u64().unwrap_or(0).saturating_add(ns).into();
+    }
+    map
+}
+
+#[derive(Serialize)]
+struct RoundsObject {
+    reclaim: u64,
+    compaction: u64,
+    other: u64,
+}
+
+impl RoundsObject {
+    fn of(episode: &Episode) -> Self {
+        let rounds = episode.rounds;
+        Self { reclaim: rounds.reclaim, compaction: rounds.compaction, other: rounds.other }
+    }
+}
+
+#[derive(Serialize)]
+struct CoverageObject<'a> {
+    r#type: &'static str,
+    time: Time,
+    watched: Vec<&'static str>,
+    not_watched: Vec<Missing<'a>>,
+}
+
+#[derive(Serialize)]
+struct Missing<'a> {
+    kind: &'static str,
+    reason: &'a str,
+}
