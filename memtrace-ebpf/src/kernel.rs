@@ -259,27 +259,27 @@ pub fn payer_id_of(task: u64) -> Option<u64> {
     cgroup_id(cgroup?)
 }
 
-/// Whether a `struct mem_cgroup *` that is reclaimed from is at its limit or only above its
-/// memory.high; nothing where that cannot be told. A charge fails where usage would exceed the limit by
-/// what is charged at once, at most a huge page's worth.
+/// Which limit makes a `struct mem_cgroup *` reclaim: its memory.high, unless it is so near to its limit
+/// that a charge may have failed. That is at most a huge page's worth.
 #[inline(always)]
-pub fn limit(memcg: u64) -> Option<Limit> {
+pub fn limit(memcg: u64) -> Limit {
     const AT_ONCE: u64 = 512;
-    if memcg == 0 {
-        return None;
+    let usage = read(memcg, layout!(mem_cgroup_usage)).unwrap_or(0_u64);
+    let max = read(memcg, layout!(mem_cgroup_max)).unwrap_or(0_u64);
+    let high = read(memcg, layout!(mem_cgroup_high)).unwrap_or(u64::MAX);
+    if max == 0 {
+        Limit::Unknown
+    } else if high < max && usage.wrapping_add(AT_ONCE) <= max {
+        Limit::High
+    } else {
+        Limit::Max
     }
-    let usage: u64 = read(memcg, layout!(mem_cgroup_usage))?;
-    let max: u64 = read(memcg, layout!(mem_cgroup_max))?;
-    let high: u64 = read(memcg, layout!(mem_cgroup_high)).unwrap_or(u64::MAX);
-    if usage > high && usage.wrapping_add(AT_ONCE) <= max {
-        return Some(Limit::High);
-    }
-    Some(Limit::Max)
 }
 
 /// Which of a cgroup's limits makes it reclaim.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
+    Unknown,
     High,
     Max,
 }

@@ -20,7 +20,8 @@ use memtrace_common::{
 use crate::{
     begun,
     event::Event,
-    kernel, scope,
+    kernel::{self, Limit},
+    scope,
     settings::{config, layout, present, wanted},
     stall::{Thread, count, deliver, duration_since, now},
     tally,
@@ -138,7 +139,7 @@ fn begin(event: &impl Event, mechanism: u32) {
         }
     }
     if wanted(wanted::PARTS) && mechanism == mechanism::MEMCG {
-        begin.known |= limit(control);
+        begin.known |= limit(begin.control);
     }
     begin.start_ns = now();
     if !begun::keep(ReclaimKey { tid: thread.tid, mechanism }, begin) {
@@ -149,12 +150,12 @@ fn begin(event: &impl Event, mechanism: u32) {
 
 /// Which limit of the cgroup it is for, as a bit of [`known`].
 #[inline(always)]
-fn limit(control: Option<u64>) -> u32 {
-    let target = control.and_then(|control| kernel::read(control, layout!(scan_control_target)));
-    match target.and_then(kernel::limit) {
-        Some(kernel::Limit::High) => known::LIMIT_HIGH,
-        Some(kernel::Limit::Max) => known::LIMIT_MAX,
-        None => 0,
+fn limit(control: u64) -> u32 {
+    let target = kernel::read(control, layout!(scan_control_target)).unwrap_or(0);
+    match kernel::limit(target) {
+        Limit::Unknown => 0,
+        Limit::High => known::LIMIT_HIGH,
+        Limit::Max => known::LIMIT_MAX,
     }
 }
 

@@ -332,6 +332,10 @@ impl Plan {
                 self.coverage.lacks(kind, "--no-parts");
             }
         }
+        if stalls.parts {
+            self.parts(kernel);
+        }
+        // Close to one another, so that few stalls end before their begin can be seen.
         self.reclaim(&ReclaimKind::ALL, extended, kernel)?;
         if let Err(LiveError::NoTracepoint { missing, .. }) = self.compaction(extended, kernel) {
             for kind in [Kind::Compaction, Kind::Background] {
@@ -344,7 +348,7 @@ impl Plan {
             self.coverage.lacks(Kind::Oom, "no tracepoint mark_victim");
         }
         if stalls.parts {
-            self.parts(kernel);
+            self.probes.push(MEMSTALL_ENTER);
         }
         Ok(())
     }
@@ -393,7 +397,7 @@ impl Plan {
         } else {
             self.coverage.lacks(Kind::Throttled, "no tracepoint mm_vmscan_throttled");
         }
-        self.probes.extend([MEMSTALL_LEAVE, MEMSTALL_ENTER]);
+        self.probes.push(MEMSTALL_LEAVE);
     }
 
     /// Leaves a probe out that this kernel refuses, if the rest makes sense without.
