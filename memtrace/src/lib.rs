@@ -16,4 +16,5 @@ pub mod owner;
 pub mod stall;
 pub mod symbols;
 pub mod text;
+pub mod verdict;
 pub mod view;
