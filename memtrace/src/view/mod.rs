@@ -28,6 +28,7 @@ use crate::histogram::{By, Histograms, Key, Tallied};
 use crate::names::Names;
 use crate::scope::Oom;
 use crate::stall::Stall;
+use crate::verdict::{Evidence, Verdict};
 
 pub use self::{
     histogram::Blocks, json::Json, rows::Rows, stall_rows::StallRows, summary::Summary,
@@ -96,6 +97,19 @@ pub struct HistogramOptions {
     pub by: By,
     /// How many keys there is room for.
     pub max_keys: usize,
+}
+
+/// What is to be expected of the reclaim of a target from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// The id of a cgroup; 0 for the host.
+    pub target: u64,
+    /// Since when, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_ns: u64,
+    /// The verdict; nothing where there is none any more.
+    pub verdict: Option<Verdict>,
+    /// What it is from.
+    pub evidence: Evidence,
 }
 
 /// Where a view puts much at once: all histograms of an interval.
@@ -208,12 +222,19 @@ impl View {
         });
     }
 
+    /// Shows that a target is judged otherwise than before. Histograms have no use for it.
+    pub fn verdict(&mut self, judged: &Judged, names: &mut Names, out: &mut Vec<u8>) {
+        in_memory(match self {
+            Self::StallRows(rows) => rows.verdict(judged, names, out),
+            Self::Json(json) => json.verdict(judged, names, out),
+            Self::Rows(_) | Self::TextHistograms(..) | Self::JsonHistograms(..) => Ok(()),
+        });
+    }
+
     /// Ends with what was watched, in JSON; text leaves that to the caller.
     pub fn coverage(&mut self, coverage: &Coverage, at: Timestamp, out: &mut Vec<u8>) {
-        if let Self::Json(json) | Self::JsonHistograms(_, json) = self
-            && !coverage.is_empty()
-        {
-            in_memory(json.coverage(coverage, at, out));
+        if matches!(self, Self::Json(_) | Self::JsonHistograms(..)) && !coverage.is_empty() {
+            in_memory(Json::coverage(coverage, at, out));
         }
     }
 

@@ -303,7 +303,7 @@ impl<'a> Run<'a> {
             (Event::Stall(stall), Some(shown)) => shown.episodes.round(stall),
             (Event::Scope(scope), Some(shown)) => shown.episodes.scope(scope, &mut names.symbols),
             (Event::Oom(oom), Some(shown)) => {
-                *stalls += shown.oom(&oom, view, names, &mut output.lines);
+                *stalls += shown.oom(oom, view, names, &mut output.lines);
             }
             // Nobody asked for them.
             (Event::Scope(_) | Event::Oom(_), None) => {}
@@ -317,6 +317,10 @@ impl<'a> Run<'a> {
             shown.episodes.expire(now_ns);
         }
         self.show_episodes();
+        let Self { view, names, output, episodes, .. } = self;
+        if let Some(shown) = episodes {
+            shown.show_verdicts(now_ns, view, names, &mut output.lines);
+        }
     }
 
     fn show_episodes(&mut self) {
