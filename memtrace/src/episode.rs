@@ -109,7 +109,7 @@ pub struct Episodes {
 /// allocation. What is beyond them counts in the scope's time only.
 const MAX_INSIDE: usize = 64;
 /// Most threads whose rounds are kept; of those beyond, every round is an episode.
-const MAX_THREADS: usize = 16384;
+const MAX_THREADS: usize = 4096;
 
 impl Episodes {
     /// None yet. Rounds less than `gap_ns` nanoseconds apart are one episode; 0 leaves each by itself.

@@ -150,7 +150,8 @@ impl<'a> Run<'a> {
         Facts::gather().check()?;
         let kernel = Kernel::running(&live::tracepoints())?;
         let names = live::names(&kernel);
-        if config.request.stacks || config.episodes.is_some() {
+        let tells_functions = config.episodes.as_ref().is_some_and(|options| options.scopes);
+        if config.request.stacks || tells_functions {
             // Takes long, some memory, and privileges.
             names.symbols.read();
         }
