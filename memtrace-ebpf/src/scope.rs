@@ -300,7 +300,7 @@ fn charge(scope: &mut Scope, task: Task, now: u64) {
 /// Charges the time for which the thread was off the CPU.
 #[inline(always)]
 fn back_on_cpu(scope: &mut Scope, now: u64) {
-    scope.unsettled_ns = now.wrapping_sub(scope.charged_ns);
+    scope.unsettled_ns = now.saturating_sub(scope.charged_ns);
     scope.is_off = 0;
     spend(scope, off_part(scope), now);
 }
@@ -308,7 +308,8 @@ fn back_on_cpu(scope: &mut Scope, now: u64) {
 /// Shrinkers and compaction keep what they are off the CPU for.
 #[inline(always)]
 fn spend(scope: &mut Scope, to: usize, now: u64) {
-    let ns = now.wrapping_sub(scope.charged_ns);
+    // Where the probe was preempted since it looked at the clock, the scheduler has charged more.
+    let Some(ns) = now.checked_sub(scope.charged_ns) else { return };
     scope.charged_ns = now;
     let shrinker = scope.shrinker;
     if shrinker != 0 {
