@@ -5,11 +5,14 @@ mod anon;
 mod churn;
 mod cli;
 mod compact;
+mod dirty;
+mod hopeless;
 mod oom;
 mod place;
 mod reclaim;
 mod session;
 mod thp;
+mod thrash;
 
 use std::process::ExitCode;
 
@@ -24,6 +27,9 @@ fn main() -> ExitCode {
         Command::Reclaim(args) => reclaim::run(&args),
         Command::Thp(args) => thp::run(&args),
         Command::Compact(args) => compact::run(&args),
+        Command::Thrash(args) => thrash::run(&args),
+        Command::Dirty(args) => dirty::run(&args),
+        Command::Hopeless(args) => hopeless::run(&args),
         Command::Oom(args) => oom::run(&args),
         Command::Victim(args) => oom::run_victim(&args),
     };

@@ -89,9 +89,9 @@ fn uid_of(uid: &[u8]) -> Option<String> {
     let is_uuid = uid.len() == 36
         && uid.iter().enumerate().all(|(at, byte)| match byte {
             b'-' | b'_' => DASHES.contains(&at),
-            digit => is_digit(digit) && !DASHES.contains(&at),
+            &digit => is_digit(digit) && !DASHES.contains(&at),
         });
-    let is_hash = uid.len() == 32 && uid.iter().all(is_digit);
+    let is_hash = uid.len() == 32 && uid.iter().copied().all(is_digit);
     if !is_uuid && !is_hash {
         return None;
     }
@@ -99,10 +99,10 @@ fn uid_of(uid: &[u8]) -> Option<String> {
 }
 
 fn is_id(name: &[u8]) -> bool {
-    name.len() == ID_DIGITS && name.iter().all(is_digit)
+    name.len() == ID_DIGITS && name.iter().copied().all(is_digit)
 }
 
-fn is_digit(byte: &u8) -> bool {
+fn is_digit(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
 

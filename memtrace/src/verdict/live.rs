@@ -40,9 +40,8 @@ fn v2(directory: &Path, root: &Path) -> Option<State> {
         let limit = number(cgroup, "memory.swap.max")?;
         Some(limit.saturating_sub(number(cgroup, "memory.swap.current")?))
     });
-    let room = rooms.min();
     Some(State {
-        swap_free: swap_free(room, number(Path::new("/proc/sys/vm"), "swappiness")),
+        swap_free: swap_free(rooms.min(), number(Path::new("/proc/sys/vm"), "swappiness")),
         current: number(directory, "memory.current"),
         limit: limits.into_iter().flatten().min(),
         ..state

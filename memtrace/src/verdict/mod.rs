@@ -41,6 +41,8 @@ mod threshold {
     pub const SLOW: u64 = 250;
     /// Below it, pages that wait for a disk are to blame, where there are many of them.
     pub const WAITS: u64 = 500;
+    /// So do rounds that last as long as this on average, as where the disk's pace is reclaim's.
+    pub const WAITS_NS: u64 = 5_000_000;
     /// Share of file pages, of 1,000, that have to be written first.
     pub const UNWRITTEN: u64 = 500;
     /// Share of the time, of 1,000, that is slept for one reason.
@@ -178,6 +180,10 @@ impl Evidence {
         permille(self.reclaimed, self.scanned.max(wanted))
     }
 
+    fn mean_ns(&self) -> u64 {
+        self.stalled_ns / self.rounds.max(1)
+    }
+
     fn refaults_enough(&self) -> bool {
         self.refaults.is_some_and(|Refaults { refaulted, reclaimed }| {
             refaulted >= least::FEWEST_REFAULTS && permille(refaulted, reclaimed) >= least::REFAULTS
@@ -192,12 +198,13 @@ impl Evidence {
     fn judge(&self, state: Option<&State>) -> Verdict {
         let got = self.yield_per_1000();
         let Throttled { writeback_ns, isolated_ns, noprogress_ns, congested_ns } = self.throttled;
+        let waits = got < least::WAITS || self.mean_ns() >= least::WAITS_NS;
         let gets_nothing = got < least::FAILS || self.refaults_enough();
         let unwritten = state.is_some_and(|state| state.unwritten_per_1000() >= least::UNWRITTEN);
         let idle_ns = isolated_ns.saturating_add(noprogress_ns).saturating_add(congested_ns);
         if gets_nothing && state.is_some_and(State::is_anonymous_only) {
             Verdict::Hopeless
-        } else if self.is_throttled(writeback_ns) || (unwritten && got < least::WAITS) {
+        } else if self.is_throttled(writeback_ns) || (unwritten && waits) {
             Verdict::WritebackBound
         } else if self.refaults_enough() {
             Verdict::Thrash
@@ -214,10 +221,9 @@ impl Evidence {
         if self.rounds == 0 || (self.rounds < least::FEWEST_ROUNDS && !took_long) {
             return None;
         }
-        let mean_ns = self.stalled_ns / self.rounds;
         match self.judge(state) {
             Verdict::Slow if !took_long => None,
-            Verdict::Progressing if !took_long || mean_ns < least::LONG_NS => None,
+            Verdict::Progressing if !took_long || self.mean_ns() < least::LONG_NS => None,
             verdict => Some(verdict),
         }
     }

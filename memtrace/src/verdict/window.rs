@@ -19,6 +19,9 @@ const SLOTS: usize = 10;
 /// How long a window is.
 const WINDOW_NS: u64 = SLOTS as u64 * SLOT_NS;
 
+/// Counters are compared over so much of it: a working set that is read for the first time refaults nothing.
+const REFAULTS_NS: u64 = 3 * SLOT_NS;
+
 /// A target's state is not read more often.
 const STATE_NS: u64 = 1_000_000_000;
 
@@ -171,10 +174,10 @@ impl Window {
         state
     }
 
-    /// What the counters moved by between the first look in the window and the last.
+    /// What the counters moved by between the first of the latest looks and the last.
     fn refaults(&self, now_ns: u64) -> Option<Refaults> {
         let looks = self.looks.iter().flatten();
-        let recent = looks.filter(|look| now_ns.saturating_sub(look.at_ns) < WINDOW_NS);
+        let recent = looks.filter(|look| now_ns.saturating_sub(look.at_ns) < REFAULTS_NS);
         let (first, last) =
             (recent.clone().min_by_key(|look| look.at_ns)?, recent.max_by_key(|look| look.at_ns)?);
         (first.at_ns < last.at_ns).then(|| Refaults {
