@@ -44,19 +44,16 @@ pub fn run(args: &HopelessArgs) -> Result<()> {
     }
     let until = Until::new(args.time.duration, &session.stop);
     let mut taken = 0;
-    let files = match &scratch {
-        Some(scratch) => {
-            let memory = fill(bytes, &until, &mut taken)?;
-            let files = churn::alongside(scratch, Passes::Read, args.time.duration, &session.stop)?;
-            drop(memory);
-            Some(files)
+    let files = if let Some(scratch) = &scratch {
+        let memory = fill(bytes, &until, &mut taken)?;
+        let files = churn::alongside(scratch, Passes::Read, args.time.duration, &session.stop)?;
+        drop(memory);
+        Some(files)
+    } else {
+        while !until.is_over() {
+            drop(fill(bytes, &until, &mut taken)?);
         }
-        None => {
-            while !until.is_over() {
-                drop(fill(bytes, &until, &mut taken)?);
-            }
-            None
-        }
+        None
     };
     let beside = files.map(|files| format!("; {}", churn::told(&files))).unwrap_or_default();
     let taken = format!("took {} MiB of memory", taken / MIB);
