@@ -88,6 +88,8 @@ pub mod wanted {
     pub const UID: u32 = 1 << 3;
     /// The process's name in the place of the thread's.
     pub const PROCESS_NAME: u32 = 1 << 4;
+    /// The stack in user space.
+    pub const USER_STACK: u32 = 1 << 5;
 }
 
 /// Bits of [`Config::kinds`], the kinds of reclaim to deliver, by position.

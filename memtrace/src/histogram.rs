@@ -355,6 +355,7 @@ mod tests {
                 node: None,
             }),
             stack: Vec::new(),
+            user_stack: Vec::new(),
         }
     }
 

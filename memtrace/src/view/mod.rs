@@ -3,6 +3,8 @@
 //! One file for each output; they are chosen between here only. A view appends to a buffer, so that
 //! the caller alone decides when to write and what to do about a closed pipe.
 
+pub mod flame;
+mod folded;
 mod histogram;
 mod json;
 mod line;
@@ -21,9 +23,15 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use crate::histogram::{By, Histograms, Key, Tallied};
 use crate::names::Names;
-use crate::stall::Stall;
+use crate::stall::{Detail, Stall};
 
-pub use self::{histogram::Blocks, json::Json, rows::Rows, summary::Summary};
+pub use self::{
+    folded::{Folded, FoldedOptions},
+    histogram::Blocks,
+    json::Json,
+    rows::Rows,
+    summary::Summary,
+};
 
 /// What is shown and how.
 #[derive(Clone, Debug)]
@@ -35,6 +43,8 @@ pub struct ViewOptions {
     pub format: Format,
     /// Histograms instead of each stall.
     pub histogram: Option<HistogramOptions>,
+    /// Folded stacks instead of each stall.
+    pub folded: Option<FoldedOptions>,
     /// Show the time of day.
     pub timestamp: bool,
     /// Where the time of day is that of.
@@ -45,6 +55,8 @@ pub struct ViewOptions {
     pub extended: bool,
     /// Show the kernel stack of each stall.
     pub stacks: bool,
+    /// Show the stack in user space of each stall.
+    pub user_stacks: bool,
     /// Leave out the rows' header.
     pub quiet: bool,
 }
@@ -115,12 +127,17 @@ pub enum View {
     TextHistograms(Histograms, Blocks),
     /// An object for each key.
     JsonHistograms(Histograms, Json),
+    /// A line for each distinct stack.
+    Folded(Folded),
 }
 
 impl View {
     /// The view that the options describe.
     #[must_use]
     pub fn new(options: ViewOptions) -> Self {
+        if let Some(folded) = options.folded {
+            return Self::Folded(Folded::new(folded));
+        }
         let histograms = options
             .histogram
             .map(|HistogramOptions { by, max_keys }| Histograms::new(by, max_keys));
@@ -140,7 +157,7 @@ impl View {
     pub fn begin(&mut self, at: Timestamp, out: &mut Vec<u8>) {
         in_memory(match self {
             Self::Rows(rows) => rows.header(out),
-            Self::TextHistograms(..) => Ok(()),
+            Self::TextHistograms(..) | Self::Folded(_) => Ok(()),
             Self::Json(json) | Self::JsonHistograms(_, json) => {
                 json.begin(at);
                 Ok(())
@@ -161,6 +178,10 @@ impl View {
                 histograms.record(stall);
                 Ok(())
             }
+            Self::Folded(folded) => {
+                folded.stall(stall, names);
+                Ok(())
+            }
         });
     }
 
@@ -177,7 +198,7 @@ impl View {
     /// Shows the histograms of the interval that ends at `at`, and starts the next one.
     pub fn interval(&mut self, names: &mut Names, at: Timestamp, out: &mut impl Sink) {
         in_memory(match self {
-            Self::Rows(_) | Self::Json(_) => Ok(()),
+            Self::Rows(_) | Self::Json(_) | Self::Folded(_) => Ok(()),
             Self::TextHistograms(histograms, blocks) => {
                 let written = blocks.interval(histograms, names, at, out);
                 histograms.clear();
@@ -191,7 +212,7 @@ impl View {
         });
     }
 
-    /// Ends at `at`: histograms that have not been shown, and in JSON the summary. Text leaves the
+    /// Ends at `at`: histograms that have not been shown, folded stacks, and in JSON the summary. Text leaves the
     /// summary to the caller, as it is no part of the data.
     pub fn end(
         &mut self,
@@ -205,9 +226,20 @@ impl View {
         {
             self.interval(names, at, out);
         }
+        if let Self::Folded(folded) = self {
+            folded.show(out);
+        }
         if let Self::Json(json) | Self::JsonHistograms(_, json) = self {
             in_memory(json.summary(summary, at, out.lines()));
         }
+    }
+}
+
+/// Which stalls this one is of.
+fn subject_of(stall: &Stall) -> Subject {
+    match stall.detail {
+        Detail::Reclaim(_) => Subject::Reclaim,
+        Detail::Compaction(_) => Subject::Compaction,
     }
 }
 

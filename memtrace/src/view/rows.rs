@@ -11,6 +11,7 @@ use super::words::{
 use super::{Subject, ViewOptions};
 use crate::names::Names;
 use crate::stall::{Compaction, Detail, Reclaim, Stall, Watermarks};
+use crate::text::Printable;
 
 // The columns are as wide as those of the lines below. A value too long pushes the rest.
 const TIME: &str = "TIME            ";
@@ -60,7 +61,8 @@ impl Rows {
         names: &mut Names,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
-        let ViewOptions { timestamp, ref zone, uid, extended, stacks, .. } = self.options;
+        let ViewOptions { timestamp, ref zone, uid, extended, stacks, user_stacks, .. } =
+            self.options;
         if timestamp {
             let start = names.clock.at(stall.start_ns);
             self.second.append(start, 6, |at| TimeOfDay(at, zone), out)?;
@@ -86,9 +88,19 @@ impl Rows {
         }
         line.end();
         if stacks {
-            for frame in names.symbols.resolve(&stall.stack) {
-                writeln!(out, "\t{frame}")?;
+            for frame in names.symbols.kernel(&stall.stack) {
+                writeln!(out, "\t{}", frame.text())?;
             }
+        }
+        if stacks && user_stacks {
+            writeln!(out, "\t--")?;
+        }
+        if user_stacks {
+            for frame in names.symbols.user(stall.pid, &stall.user_stack) {
+                writeln!(out, "\t{}", Printable(frame.text().as_bytes()))?;
+            }
+        }
+        if stacks || user_stacks {
             writeln!(out)?;
         }
         Ok(())
@@ -272,6 +284,19 @@ mod tests {
         );
         // Without a stack there is the empty line alone.
         assert!(stack.ends_with("37\n\n"), "{stack:?}");
+    }
+
+    #[test]
+    fn the_stack_in_user_space_is_beneath_the_kernels() {
+        let mut options = ViewOptions { user_stacks: true, quiet: true, ..rows(Subject::Reclaim) };
+        let stack = |options: &ViewOptions| {
+            let text = shown(options.clone(), &[reclaim()]);
+            text.split_once('\n').map(|(_, stack)| stack.to_owned()).unwrap_or_default()
+        };
+        assert_eq!(stack(&options), "\t0x3b\n\n");
+        options.stacks = true;
+        let kernel = "\tdo_try_to_free_pages+0x1f\n\ttry_charge_memcg+0x2a\n";
+        assert_eq!(stack(&options), format!("{kernel}\t--\n\t0x3b\n\n"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the command line means, checked: nothing behind this sees what was typed.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use jiff::tz::TimeZone;
@@ -10,7 +10,7 @@ use memtrace::{
     histogram::By,
     live::{Request, Subject},
     stall::{Cause, ReclaimKind},
-    view::{self, Format, HistogramOptions, ViewOptions},
+    view::{self, FoldedOptions, Format, HistogramOptions, ViewOptions},
 };
 
 use crate::{
@@ -23,6 +23,8 @@ use crate::{
 pub struct Config {
     pub request: Request,
     pub view: ViewOptions,
+    /// A flame graph beside the view.
+    pub flame: Option<(PathBuf, FoldedOptions)>,
     /// What is traced, in the words of the first line.
     pub what: String,
     /// Stop after this time.
@@ -75,6 +77,14 @@ impl Config {
             .then_some(HistogramOptions { by: args.by.0, max_keys: args.max_keys as usize });
         let extended = histogram.is_none() && (args.extended || args.json);
         let tell_apart = histogram.map(|histogram| histogram.by);
+        // Of what else was asked for nothing would be seen.
+        let folds = args.folded || args.flame.is_some();
+        let kernel_stacks = args.kernel_stack || folds && !args.user_stack;
+        let folded = FoldedOptions {
+            kernel: kernel_stacks,
+            user: args.user_stack,
+            max_stacks: args.max_keys as usize,
+        };
         let view = ViewOptions {
             subject: match subject {
                 Subject::Reclaim(_) => view::Subject::Reclaim,
@@ -82,12 +92,14 @@ impl Config {
             },
             format: if args.json { Format::Json } else { Format::Text },
             histogram,
+            folded: args.folded.then_some(folded),
             timestamp: args.timestamp,
             // Finding it takes a look at every time zone there is.
             zone: if args.timestamp { TimeZone::system() } else { TimeZone::UTC },
             uid: args.print_uid,
             extended: args.extended,
             stacks: args.kernel_stack,
+            user_stacks: args.user_stack,
             quiet: args.quiet,
         };
         let request = Request {
@@ -96,7 +108,8 @@ impl Config {
             extended,
             cgroups: extended || tell_apart == Some(By::Cgroup),
             uids: args.print_uid || args.json || tell_apart == Some(By::Uid),
-            stacks: args.kernel_stack,
+            stacks: kernel_stacks,
+            user_stacks: args.user_stack,
             tell_apart,
             buffer_size: args.buffer_size,
             max_stalled: args.max_stalled,
@@ -105,6 +118,7 @@ impl Config {
         Ok(Self {
             request,
             view,
+            flame: args.flame.clone().map(|path| (path, folded)),
             what,
             duration: args.duration,
             interval: args.interval.map(|seconds| Duration::from_secs(seconds.into())),
