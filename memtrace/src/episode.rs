@@ -65,6 +65,8 @@ pub struct Episode {
     pub target_verdict: Option<Verdict>,
     /// The kernel stack at the end of the longest round, innermost frame first; empty unless asked for.
     pub stack: Vec<u64>,
+    /// The stack in user space, likewise.
+    pub user_stack: Vec<u64>,
     /// How long each kind lasted.
     by_kind: [u64; Kind::COUNT],
     /// How long the round lasted that `stack` is of.
@@ -276,6 +278,7 @@ impl Episode {
             verdict: None,
             target_verdict: None,
             stack: Vec::new(),
+            user_stack: Vec::new(),
             by_kind: [0; Kind::COUNT],
             longest_ns: 0,
         }
@@ -291,6 +294,7 @@ impl Episode {
             self.order = stall.order;
             self.gfp = stall.gfp;
             self.stack.clone_from(&stall.stack);
+            self.user_stack.clone_from(&stall.user_stack);
         }
         self.cgroup_id = self.cgroup_id.or(stall.cgroup_id);
         match &stall.detail {
@@ -335,6 +339,7 @@ impl Episode {
         if next.longest_ns > self.longest_ns {
             self.longest_ns = next.longest_ns;
             self.stack = next.stack;
+            self.user_stack = next.user_stack;
         }
         for (sum, ns) in self.by_kind.iter_mut().zip(next.by_kind) {
             *sum = sum.saturating_add(ns);
@@ -424,6 +429,7 @@ fn least(a: Option<i32>, b: Option<i32>) -> Option<i32> {
 mod tests {
     use super::*;
     use crate::stall::{Cause, Compaction, Reclaim, ReclaimKind};
+    use crate::symbols::Frame;
 
     const MS: u64 = 1_000_000;
 
@@ -451,6 +457,7 @@ mod tests {
                 node: None,
             }),
             stack: vec![start_ns],
+            user_stack: Vec::new(),
         }
     }
 
@@ -477,7 +484,7 @@ mod tests {
     }
 
     fn symbols() -> Symbols {
-        Symbols::from_symbols([(5, "mem_cgroup_handle_over_high+0x1f".to_owned())])
+        Symbols::from_frames([(5, Frame::of_function("mem_cgroup_handle_over_high", 0x1f))])
     }
 
     fn all(mut episodes: Episodes) -> Vec<Episode> {

@@ -166,6 +166,11 @@ impl Plan {
                     .to_owned(),
             );
         }
+        if request.user_stacks
+            && let Err(why) = symbols::can_name_programs()
+        {
+            plan.unavailable.push(format!("names of functions in user space ({why})"));
+        }
         if request.extended && kernel.gfp.0.is_empty() {
             let reason = "names of gfp flags (no tracefs that may be read, none in its BTF)";
             plan.unavailable.push(reason.to_owned());

@@ -62,9 +62,7 @@ impl Json {
         object.text("zone", episode.zone.as_ref().map(|zone| zone.name.as_bytes()))?;
         object.entry("status", episode.status.map(|it| status_name(it, &names.statuses)))?;
         object.entry("parts", episode.parts.as_ref().map(|of| parts_map(of, names)))?;
-        if self.stacks {
-            object.entry("stack", names.symbols.resolve(&episode.stack))?;
-        }
+        self.stacks(episode.pid, &episode.stack, &episode.user_stack, names, &mut object)?;
         object.end();
         Ok(())
     }
@@ -93,9 +91,7 @@ impl Json {
         let cgroup = oom.victim_cgroup_id.and_then(|id| names.cgroups.path(id));
         object.text("victim_cgroup", cgroup)?;
         object.entry("victim_owner", cgroup.and_then(Owner::of))?;
-        if self.stacks {
-            object.entry("stack", names.symbols.resolve(&oom.stack))?;
-        }
+        self.stacks(oom.pid, &oom.stack, &oom.user_stack, names, &mut object)?;
         object.end();
         Ok(())
     }

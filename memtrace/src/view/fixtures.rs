@@ -15,7 +15,7 @@ use crate::scope::{Oom, Parts, Scope};
 use crate::stall::{
     Cause, Comm, Compaction, Detail, Limit, Reclaim, ReclaimKind, Scanned, Stall, Watermarks, Zone,
 };
-use crate::symbols::Symbols;
+use crate::symbols::{Frame, Symbols};
 use crate::verdict::{Evidence, Verdict};
 
 /// A process that cannot be: pids end one below.
@@ -54,6 +54,7 @@ pub fn reclaim() -> Stall {
             node: None,
         }),
         stack: vec![0x1f, 0x2a],
+        user_stack: vec![0x3b],
     }
 }
 
@@ -125,6 +126,7 @@ pub fn oom() -> Oom {
         victim_comm: Some(comm(HOSTILE)),
         victim_cgroup_id: Some(71),
         stack: Vec::new(),
+        user_stack: Vec::new(),
     }
 }
 
@@ -169,7 +171,15 @@ pub fn unknown(stall: Stall) -> Stall {
             ..compaction
         }),
     };
-    Stall { order: None, gfp: None, cgroup_id: None, stack: Vec::new(), detail, ..stall }
+    Stall {
+        order: None,
+        gfp: None,
+        cgroup_id: None,
+        stack: Vec::new(),
+        user_stack: Vec::new(),
+        detail,
+        ..stall
+    }
 }
 
 /// Every number as great as it can be, and every text hostile.
@@ -212,6 +222,7 @@ pub fn extreme(stall: Stall) -> Stall {
         cgroup_id: Some(72),
         detail,
         stack: vec![u64::MAX],
+        user_stack: vec![u64::MAX],
     }
 }
 
@@ -253,9 +264,9 @@ pub fn names() -> Names {
             (72, hostile_path()),
         ]),
         clock: WallClock::from_epoch(at(0)),
-        symbols: Symbols::from_symbols([
-            (0x1f, "do_try_to_free_pages+0x1f".to_owned()),
-            (0x2a, "try_charge_memcg+0x2a".to_owned()),
+        symbols: Symbols::from_frames([
+            (0x1f, Frame::of_function("do_try_to_free_pages", 0x1f)),
+            (0x2a, Frame::of_function("try_charge_memcg", 0x2a)),
         ]),
         page_size: 4096,
     }
@@ -266,11 +277,13 @@ pub fn options(subject: Subject, format: Format) -> ViewOptions {
         subject,
         format,
         histogram: None,
+        folded: None,
         timestamp: false,
         zone: TimeZone::fixed(Offset::constant(2)),
         uid: false,
         extended: false,
         stacks: false,
+        user_stacks: false,
         quiet: false,
     }
 }

@@ -1,6 +1,6 @@
 //! JSON: one object a line. The keys and what they mean are a stable interface: docs/json.md.
 
-use std::io;
+use std::{io, rc::Rc};
 
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
@@ -14,17 +14,19 @@ use serde_json::ser::Formatter;
 use super::masks::Masks;
 use super::second::Second;
 use super::words::status_name;
-use super::{Sink, Subject, Summary, ViewOptions};
+use super::{Sink, Subject, Summary, ViewOptions, subject_of};
 use crate::histogram::{By, Histograms, Key, Times};
 use crate::names::{GfpNames, Names};
 use crate::stall::{Comm, Compaction, Detail, Reclaim, Stall};
+use crate::symbols::Frame;
 use crate::text::{Lossless, is_hidden, is_plain};
 
 /// One object a line.
 #[derive(Debug)]
 pub struct Json {
     subject: Subject,
-    pub(super) stacks: bool,
+    stacks: bool,
+    user_stacks: bool,
     /// When the current interval began.
     since: Timestamp,
     second: Second,
@@ -33,10 +35,11 @@ pub struct Json {
 
 impl Json {
     pub(super) fn new(options: &ViewOptions) -> Self {
-        let ViewOptions { subject, stacks, .. } = *options;
+        let ViewOptions { subject, stacks, user_stacks, .. } = *options;
         Self {
             subject,
             stacks,
+            user_stacks,
             since: Timestamp::UNIX_EPOCH,
             second: Second::default(),
             gfp: Masks::default(),
@@ -53,12 +56,8 @@ impl Json {
         names: &mut Names,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
-        let subject = match stall.detail {
-            Detail::Reclaim(_) => Subject::Reclaim,
-            Detail::Compaction(_) => Subject::Compaction,
-        };
         let mut object = Object::begin(out);
-        object.text("type", subject.name().as_bytes())?;
+        object.text("type", subject_of(stall).name().as_bytes())?;
         let out = object.key("time");
         self.time(names.clock.at(stall.start_ns), out)?;
         object.entry("start_ns", stall.start_ns)?;
@@ -77,10 +76,26 @@ impl Json {
             Detail::Reclaim(detail) => reclaim(detail, names, &mut object)?,
             Detail::Compaction(detail) => compaction(detail, names, &mut object)?,
         }
-        if self.stacks {
-            object.entry("stack", names.symbols.resolve(&stall.stack))?;
-        }
+        self.stacks(stall.pid, &stall.stack, &stall.user_stack, names, &mut object)?;
         object.end();
+        Ok(())
+    }
+
+    /// The stacks that were asked for, of a thread of process `pid`.
+    pub(super) fn stacks(
+        &self,
+        pid: u32,
+        kernel: &[u64],
+        user: &[u64],
+        names: &mut Names,
+        object: &mut Object<'_>,
+    ) -> io::Result<()> {
+        if self.stacks {
+            object.entry("stack", Frames(&names.symbols.kernel(kernel)))?;
+        }
+        if self.user_stacks {
+            object.entry("user_stack", Frames(&names.symbols.user(pid, user)))?;
+        }
         Ok(())
     }
 
@@ -261,6 +276,15 @@ impl<'a> Object<'a> {
     /// Ends the object and its line.
     pub(super) fn end(self) {
         self.0.extend_from_slice(b"}\n");
+    }
+}
+
+/// A stack, as the list of its frames' texts.
+struct Frames<'a>(&'a [Rc<Frame>]);
+
+impl Serialize for Frames<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|frame| frame.text()))
     }
 }
 
@@ -482,7 +506,11 @@ mod tests {
     }
 
     fn stalls(stacks: bool, stalls: &[Stall]) -> String {
-        shown(ViewOptions { stacks, ..options(Subject::Reclaim, Format::Json) }, stalls)
+        let user_stacks = stacks;
+        shown(
+            ViewOptions { stacks, user_stacks, ..options(Subject::Reclaim, Format::Json) },
+            stalls,
+        )
     }
 
     fn one(stall: Stall) -> Value {
@@ -505,7 +533,8 @@ mod tests {
     }
 
     fn episodes(stacks: bool, all: &[Episode]) -> String {
-        let options = ViewOptions { stacks, ..options(Subject::Stalls, Format::Json) };
+        let options =
+            ViewOptions { stacks, user_stacks: stacks, ..options(Subject::Stalls, Format::Json) };
         shown_episodes(options, all)
     }
 
@@ -777,8 +806,9 @@ mod tests {
     fn stacks_are_lists_of_frames() {
         let object = valid(&stalls(true, &[reclaim()])).remove(0);
         assert_eq!(object["stack"], json!(["do_try_to_free_pages+0x1f", "try_charge_memcg+0x2a"]));
+        assert_eq!(object["user_stack"], json!(["0x3b"]));
         let object = valid(&stalls(true, &[unknown(reclaim())])).remove(0);
-        assert_eq!(object["stack"], json!([]));
+        assert_eq!((&object["stack"], &object["user_stack"]), (&json!([]), &json!([])));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use super::line::Line;
 use super::masks::Masks;
 use super::second::Second;
+use super::stacks::Stacks;
 use super::words::{CgroupName, Gfp, Millis, Span, TimeOfDay, Whose, ZoneName, status_name};
 use super::{Judged, ViewOptions, parts};
 use crate::episode::Episode;
@@ -82,7 +83,8 @@ impl StallRows {
             }
         }
         line.end();
-        self.stack(&episode.stack, names, out)
+        let Episode { pid, stack: kernel, user_stack: user, .. } = episode;
+        Stacks { pid: *pid, kernel, user }.append(&self.options, names, out)
     }
 
     fn more(&mut self, episode: &Episode, names: &mut Names, line: &mut Line<'_>) {
@@ -127,7 +129,8 @@ impl StallRows {
         // What anyone may have chosen comes last.
         line.left(0, oom.victim_comm).left(0, cgroup);
         line.end();
-        self.stack(&oom.stack, names, out)
+        let Oom { pid, stack: kernel, user_stack: user, .. } = oom;
+        Stacks { pid: *pid, kernel, user }.append(&self.options, names, out)
     }
 
     /// A line between the rows.
@@ -168,16 +171,6 @@ impl StallRows {
             let at = names.clock.at(at_ns);
             self.second.append(at, 6, |at| TimeOfDay(at, zone), out)?;
             out.push(b' ');
-        }
-        Ok(())
-    }
-
-    fn stack(&self, stack: &[u64], names: &mut Names, out: &mut Vec<u8>) -> io::Result<()> {
-        if self.options.stacks {
-            for frame in names.symbols.resolve(stack) {
-                writeln!(out, "\t{frame}")?;
-            }
-            writeln!(out)?;
         }
         Ok(())
     }

@@ -49,7 +49,14 @@ impl Shown {
     }
 
     /// Shows the episodes that have ended; how many they were.
-    pub fn show(&mut self, view: &mut View, names: &mut Names, out: &mut Vec<u8>) -> u64 {
+    /// Each is passed on to `also`.
+    pub fn show(
+        &mut self,
+        view: &mut View,
+        names: &mut Names,
+        out: &mut Vec<u8>,
+        mut also: impl FnMut(&Episode, &mut Names),
+    ) -> u64 {
         while let Some((target, round)) = self.episodes.next_evidence() {
             self.verdicts.round(target, &round);
         }
@@ -68,6 +75,7 @@ impl Shown {
                 count += 1;
                 self.judge(&mut episode, names);
                 view.episode(&episode, names, out);
+                also(&episode, names);
             }
         }
         count
