@@ -131,24 +131,20 @@ impl Shown {
     /// Says what was watched and, of each process that was asked for, how long it was held up at most.
     pub fn conclude(&self, coverage: &Coverage, summary: &Summary) {
         let watched: Vec<_> = coverage.watched().map(Kind::name).collect();
-        let missing: Vec<_> = coverage.missing().collect();
-        let all = watched.len() + missing.len();
-        let mut line = format!(
-            "memtrace: {} of {all} kinds watched: {}",
-            watched.len(),
-            if watched.is_empty() { "none".to_owned() } else { watched.join(", ") }
-        );
         let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
-        for (kind, reason) in missing {
+        for (kind, reason) in coverage.missing() {
             match reasons.iter_mut().find(|(known, _)| *known == reason) {
                 Some((_, kinds)) => kinds.push(kind.name()),
                 None => reasons.push((reason, vec![kind.name()])),
             }
         }
-        for (reason, kinds) in reasons {
-            line += &format!("; not {} ({reason})", kinds.join(", "));
-        }
-        say(line);
+        let all = watched.len() + coverage.missing().count();
+        let names = if watched.is_empty() { "none".to_owned() } else { watched.join(", ") };
+        let told = [format!("{} of {all} kinds watched: {names}", watched.len())];
+        let missing =
+            reasons.iter().map(|(why, kinds)| format!("not {} ({why})", kinds.join(", ")));
+        let told: Vec<_> = told.into_iter().chain(missing).collect();
+        say(format_args!("memtrace: {}", told.join("; ")));
         for (pid, longest_ns) in &self.longest {
             say(Certificate {
                 pid: *pid,
@@ -207,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_certificate_claims_no_more_than_was_seen() {
-        let summary = Summary { duration: Duration::from_secs(60), ..Summary::default() };
+        let summary = Summary { duration: Duration::from_mins(1), ..Summary::default() };
         let certificate = |longest_ns, summary: &Summary| {
             Certificate { pid: 1234, longest_ns, watched: 12, all: 14, summary }.to_string()
         };
