@@ -12,6 +12,7 @@ pub mod histogram;
 pub mod kernel;
 pub mod live;
 pub mod names;
+pub mod now;
 pub mod stall;
 pub mod symbols;
 pub mod text;

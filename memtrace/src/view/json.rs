@@ -69,8 +69,7 @@ impl Json {
         object.entry("uid", stall.uid)?;
         object.entry("cpu", stall.cpu)?;
         object.entry("order", stall.order)?;
-        let out = object.key("gfp");
-        self.gfp(stall.gfp, &names.gfp, out)?;
+        append_gfp(&mut self.gfp, stall.gfp, &names.gfp, object.key("gfp"))?;
         object.entry("cgroup_id", stall.cgroup_id)?;
         object.text("cgroup", stall.cgroup_id.and_then(|id| names.cgroups.path(id)))?;
         match &stall.detail {
@@ -82,19 +81,6 @@ impl Json {
         }
         object.end();
         Ok(())
-    }
-
-    /// Appends a list of the names of flags.
-    fn gfp(&mut self, mask: Option<u32>, names: &GfpNames, out: &mut Vec<u8>) -> io::Result<()> {
-        let Some(mask) = mask else { return append((), out) };
-        let mut written = Ok(());
-        let spell = |out: &mut Vec<u8>| {
-            let mut list = Vec::new();
-            names.for_each(mask, |name| list.push(name.to_owned()));
-            written = append(list, out);
-        };
-        self.gfp.append(mask, spell, out);
-        written
     }
 
     /// Appends what [`Time`] is as well.
@@ -177,7 +163,25 @@ impl Json {
     }
 }
 
-fn line(object: &impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
+/// Appends a list of the names of flags.
+pub(super) fn append_gfp(
+    masks: &mut Masks,
+    mask: Option<u32>,
+    names: &GfpNames,
+    out: &mut Vec<u8>,
+) -> io::Result<()> {
+    let Some(mask) = mask else { return append((), out) };
+    let mut written = Ok(());
+    let spell = |out: &mut Vec<u8>| {
+        let mut list = Vec::new();
+        names.for_each(mask, |name| list.push(name.to_owned()));
+        written = append(list, out);
+    };
+    masks.append(mask, spell, out);
+    written
+}
+
+pub(super) fn line(object: &impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
     append(object, out)?;
     out.push(b'\n');
     Ok(())
@@ -213,19 +217,23 @@ impl Formatter for Visible {
 
 /// An object in the making, as every stall is one, of two dozen entries. Their keys need no escapes;
 /// texts that need none, either, are copied.
-struct Object<'a>(&'a mut Vec<u8>);
+pub(super) struct Object<'a>(&'a mut Vec<u8>);
 
 impl<'a> Object<'a> {
-    fn begin(out: &'a mut Vec<u8>) -> Self {
+    pub(super) fn begin(out: &'a mut Vec<u8>) -> Self {
         out.push(b'{');
         Self(out)
     }
 
-    fn entry(&mut self, key: &'static str, value: impl Serialize) -> io::Result<()> {
+    pub(super) fn entry(&mut self, key: &'static str, value: impl Serialize) -> io::Result<()> {
         append(value, self.key(key))
     }
 
-    fn text<'t>(&mut self, key: &'static str, text: impl Into<Option<&'t [u8]>>) -> io::Result<()> {
+    pub(super) fn text<'t>(
+        &mut self,
+        key: &'static str,
+        text: impl Into<Option<&'t [u8]>>,
+    ) -> io::Result<()> {
         let out = self.key(key);
         match text.into() {
             Some(text) if is_plain(text) && memchr::memchr2(b'"', b'\\', text).is_none() => {
@@ -239,7 +247,7 @@ impl<'a> Object<'a> {
     }
 
     /// Begins an entry; where its value has to be appended.
-    fn key(&mut self, key: &'static str) -> &mut Vec<u8> {
+    pub(super) fn key(&mut self, key: &'static str) -> &mut Vec<u8> {
         if !self.0.ends_with(b"{") {
             self.0.push(b',');
         }
@@ -250,7 +258,7 @@ impl<'a> Object<'a> {
     }
 
     /// Ends the object and its line.
-    fn end(self) {
+    pub(super) fn end(self) {
         self.0.extend_from_slice(b"}\n");
     }
 }
@@ -383,7 +391,7 @@ impl Serialize for CommText {
 }
 
 /// RFC 3339 in UTC, always with nine decimals.
-struct Time(Timestamp);
+pub(super) struct Time(pub(super) Timestamp);
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

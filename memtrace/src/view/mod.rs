@@ -7,6 +7,7 @@ mod histogram;
 mod json;
 mod line;
 mod masks;
+mod now;
 mod rows;
 mod second;
 mod summary;
@@ -23,7 +24,13 @@ use crate::histogram::{By, Histograms, Key, Tallied};
 use crate::names::Names;
 use crate::stall::Stall;
 
-pub use self::{histogram::Blocks, json::Json, rows::Rows, summary::Summary};
+pub use self::{
+    histogram::Blocks,
+    json::Json,
+    now::{NowOptions, NowView},
+    rows::Rows,
+    summary::Summary,
+};
 
 /// What is shown and how.
 #[derive(Clone, Debug)]

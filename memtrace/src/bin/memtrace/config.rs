@@ -14,7 +14,7 @@ use memtrace::{
 };
 
 use crate::{
-    cli::{Common, Compactsnoop, Drsnoop},
+    cli::{Common, Compactsnoop, Drsnoop, Who},
     output::say,
 };
 
@@ -42,6 +42,16 @@ pub enum Verbosity {
     Verbose,
 }
 
+impl Verbosity {
+    pub fn new(quiet: bool, verbose: bool) -> Self {
+        match (quiet, verbose) {
+            (true, _) => Self::Quiet,
+            (false, false) => Self::Normal,
+            (false, true) => Self::Verbose,
+        }
+    }
+}
+
 impl Config {
     /// What `memtrace drsnoop` was asked to do.
     pub fn drsnoop(args: &Drsnoop) -> Result<Self> {
@@ -64,12 +74,10 @@ impl Config {
     }
 
     fn new(args: &Common, subject: Subject, what: String) -> Result<Self> {
-        let filter = make_filter(args)?;
-        let verbosity = match (args.quiet, args.verbose) {
-            (true, _) => Verbosity::Quiet,
-            (false, false) => Verbosity::Normal,
-            (false, true) => Verbosity::Verbose,
-        };
+        let min_ns = args.min_latency.map_or(0, |duration| duration.as_nanos());
+        let min_ns = u64::try_from(min_ns).unwrap_or(u64::MAX);
+        let filter = Filter { min_ns, ..make_filter(&args.who)? };
+        let verbosity = Verbosity::new(args.quiet, args.verbose);
         let histogram = args
             .histogram
             .then_some(HistogramOptions { by: args.by.0, max_keys: args.max_keys as usize });
@@ -114,7 +122,8 @@ impl Config {
     }
 }
 
-fn make_filter(args: &Common) -> Result<Filter> {
+/// The threads that were asked for, whatever the length of their stalls.
+pub fn make_filter(args: &Who) -> Result<Filter> {
     if !(args.pid.is_empty() && args.tid.is_empty()) {
         filter::check_pid_namespace().context("cannot filter by --pid or --tid")?;
     }
@@ -123,14 +132,13 @@ fn make_filter(args: &Common) -> Result<Filter> {
     let uid = args.uid.as_deref().map(filter::find_user).transpose();
     let comm = args.comm.as_deref().map(CommText::new).transpose();
     let cgroup = args.cgroup.as_deref().map(Cgroup::find).transpose();
-    let min_ns = args.min_latency.map_or(0, |duration| duration.as_nanos());
     Ok(Filter {
         processes,
         threads,
         uid: uid.context("cannot filter by --uid")?,
         comm: comm.context("cannot filter by --comm")?,
         cgroup: cgroup.context("cannot filter by --cgroup")?,
-        min_ns: u64::try_from(min_ns).unwrap_or(u64::MAX),
+        min_ns: 0,
     })
 }
 

@@ -1,11 +1,12 @@
 //! The command line of memtrace.
 //!
-//! `cli` is what can be typed, `config` what it means, `trace` does it; `limits`, `protect`
+//! `cli` is what can be typed, `config` what it means, `trace` and `now` do it; `limits`, `protect`
 //! and `privileges` see to it that memtrace can run, keeps running, and harms no one.
 
 mod cli;
 mod config;
 mod limits;
+mod now;
 mod output;
 mod privileges;
 mod protect;
@@ -52,6 +53,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Drsnoop(args) => trace::run(&Config::drsnoop(&args)?),
         Command::Compactsnoop(args) => trace::run(&Config::compactsnoop(&args)?),
+        Command::Now(args) => now::run(&args),
         Command::Man { directory } => fs::create_dir_all(&directory)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), &directory))
             .with_context(|| format!("cannot write man pages into `{}`", directory.display())),
