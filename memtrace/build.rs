@@ -1,4 +1,4 @@
-//! Builds the eBPF object and puts it where the library embeds it from: `OUT_DIR/memtrace-ebpf`.
+//! Builds the eBPF objects and puts them where the library embeds them from: `OUT_DIR`.
 
 use std::env;
 use std::fs;
@@ -13,7 +13,10 @@ mod ebpf;
 
 use ebpf::search::{Found, Places, TOOLCHAIN_VARIABLE};
 
-/// Whatever the object is made from, seen from the workspace.
+/// The probes, and the iterator of `memtrace now`.
+const OBJECTS: [&str; 2] = ["memtrace-ebpf", "memtrace-now"];
+
+/// Whatever the objects are made from, seen from the workspace.
 const SOURCES: [&str; 5] =
     ["memtrace-ebpf", "memtrace-common", "xtask/src/ebpf", "Cargo.toml", "Cargo.lock"];
 
@@ -44,19 +47,22 @@ fn run() -> Result<()> {
         );
     };
     let target_dir = ebpf::target_dir(&out_dir).unwrap_or(&out_dir);
-    let object = tools
+    let objects = tools
         .build(workspace, target_dir, &variable("CARGO_CFG_TARGET_ARCH")?)
         .context("cannot build the eBPF probes")?;
-    for line in &object.warnings {
+    for line in &objects.warnings {
         println!("cargo::warning={line}");
     }
-    let built =
-        fs::read(&object.path).with_context(|| format!("cannot read {}", object.path.display()))?;
-    let stripped = without_debug_information(&built).context("cannot strip the eBPF probes")?;
-    replace(&stripped, &out_dir.join("memtrace-ebpf"))
+    for name in OBJECTS {
+        let path = objects.folder.join(name);
+        let built = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let stripped = without_debug_information(&built).context("cannot strip the eBPF probes")?;
+        replace(&stripped, &out_dir.join(name))?;
+    }
+    Ok(())
 }
 
-/// Three quarters of the object describe it to debuggers, in sections that neither the loader nor the
+/// Three quarters of an object describe it to debuggers, in sections that neither the loader nor the
 /// kernel reads. They would be a quarter of memtrace.
 fn without_debug_information(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = Builder::read(object)?;

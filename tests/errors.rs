@@ -63,7 +63,7 @@ fn mounted(from: &Path, to: &str, args: &[&str]) -> Result<Finished> {
 #[test]
 fn not_root() -> Result<()> {
     let (_dir, memtrace) = public_copy()?;
-    for subject in ["drsnoop", "compactsnoop"] {
+    for subject in ["drsnoop", "compactsnoop", "now"] {
         let mut command = Command::new(&memtrace);
         let finished = Finished::of(as_nobody(command.arg(subject), CapabilitySet::empty()));
         assert_error(&finished, 1, &["CAP_BPF", "CAP_PERFMON", "sudo"]);
@@ -199,7 +199,7 @@ fn no_memory_may_be_locked() -> Result<()> {
 
 #[test]
 fn unknown_processes_and_threads() -> Result<()> {
-    for subject in ["drsnoop", "compactsnoop"] {
+    for subject in ["drsnoop", "compactsnoop", "now"] {
         assert_refused(&[subject, "-p", NO_PID], &["--pid", NO_PID, "ps -e"]);
         assert_refused(&[subject, "-t", NO_PID], &["--tid", NO_PID, "ps -eL"]);
     }
@@ -271,12 +271,15 @@ fn bad_durations() {
         assert_usage(&["compactsnoop", "-m", bad], &["--min-latency", bad]);
     }
     assert_usage(&["drsnoop", "-m", "10"], &["--min-latency", "10ms"]);
+    assert_usage(&["now", "-i", "0ms"], &["--interval", "0ms"]);
     assert_usage(&["drsnoop", "-d", "-1"], &["-1"]);
 }
 
 #[test]
 fn contradictions() {
-    assert_usage(&["drsnoop", "-q", "-v"], &["--quiet", "--verbose"]);
+    for subject in ["drsnoop", "now"] {
+        assert_usage(&[subject, "-q", "-v"], &["--quiet", "--verbose"]);
+    }
     assert_usage(&["drsnoop", "--by", "comm"], &["--histogram"]);
     assert_usage(&["drsnoop", "--max-keys", "5"], &["--histogram"]);
     assert_usage(&["drsnoop", "1"], &["--histogram"]);

@@ -220,42 +220,37 @@ fn cgroup_id(cgroup: u64) -> Option<u64> {
     read(node, layout!(kernfs_node_id))
 }
 
-/// The current thread's `struct cgroup *` in the memory controller's hierarchy.
+/// A thread's `struct cgroup *` in the memory controller's hierarchy.
 #[inline(always)]
-fn memory_cgroup() -> Option<u64> {
-    read(memory_css()?, layout!(css_cgroup))
+fn memory_cgroup(task: u64) -> Option<u64> {
+    read(memory_css(task)?, layout!(css_cgroup))
 }
 
-/// The current thread's `struct cgroup *` in cgroup v2.
+/// A thread's `struct cgroup *` in cgroup v2.
 #[inline(always)]
-fn default_cgroup() -> Option<u64> {
-    let css_set: u64 = read(current(), layout!(task_cgroups))?;
+fn default_cgroup(task: u64) -> Option<u64> {
+    let css_set: u64 = read(task, layout!(task_cgroups))?;
     read(css_set, layout!(css_set_dfl_cgrp))
 }
 
-/// The current thread's `cgroup_subsys_state` of the memory controller.
+/// A thread's `cgroup_subsys_state` of the memory controller.
 #[inline(always)]
-fn memory_css() -> Option<u64> {
-    let css_set: u64 = read(current(), layout!(task_cgroups))?;
+fn memory_css(task: u64) -> Option<u64> {
+    let css_set: u64 = read(task, layout!(task_cgroups))?;
     read(css_set, layout!(css_set_memory))
 }
 
 /// Id of the cgroup that the current thread's memory is charged to.
 #[inline(always)]
 pub fn payer_id() -> Option<u64> {
-    let cgroup = if present(layout!(css_set_memory)) { memory_cgroup() } else { default_cgroup() };
-    cgroup_id(cgroup?)
+    payer_id_of(current())
 }
 
-/// The same of another task's memory, by its `task_struct`.
+/// Id of the cgroup that the memory of the thread with the `task_struct` at `task` is charged to.
 #[inline(always)]
 pub fn payer_id_of(task: u64) -> Option<u64> {
-    let css_set: u64 = read(task, layout!(task_cgroups))?;
-    let cgroup = if present(layout!(css_set_memory)) {
-        read(read(css_set, layout!(css_set_memory))?, layout!(css_cgroup))
-    } else {
-        read(css_set, layout!(css_set_dfl_cgrp))
-    };
+    let cgroup =
+        if present(layout!(css_set_memory)) { memory_cgroup(task) } else { default_cgroup(task) };
     cgroup_id(cgroup?)
 }
 
@@ -301,7 +296,13 @@ pub fn memcg_id(memcg: u64) -> Option<u64> {
 /// the memory controller's hierarchy.
 #[inline(always)]
 pub fn in_cgroup(id: u64, v1: bool) -> bool {
-    let found = if v1 { memory_cgroup() } else { default_cgroup() };
+    is_in_cgroup(current(), id, v1)
+}
+
+/// The same of the thread with the `task_struct` at `task`.
+#[inline(always)]
+pub fn is_in_cgroup(task: u64, id: u64, v1: bool) -> bool {
+    let found = if v1 { memory_cgroup(task) } else { default_cgroup(task) };
     let Some(mut cgroup) = found else { return false };
     for _ in 0..MAX_CGROUP_DEPTH {
         if cgroup_id(cgroup) == Some(id) {
@@ -319,7 +320,7 @@ pub fn in_cgroup(id: u64, v1: bool) -> bool {
 /// The memory controller's root cgroup, as a `struct mem_cgroup *`.
 #[inline(always)]
 fn root_memcg() -> Option<u64> {
-    let subsystem: u64 = read(memory_css()?, layout!(css_ss))?;
+    let subsystem: u64 = read(memory_css(current())?, layout!(css_ss))?;
     let root: u64 = read(subsystem, layout!(cgroup_subsys_root))?;
     let css: u64 = read(root, layout!(cgroup_root_memory))?;
     Some(css.wrapping_sub(u64::from(layout!(mem_cgroup_css))))

@@ -1,4 +1,5 @@
-//! Which threads to look at. Everything here is checked in the kernel, before anything is sent.
+//! Which threads to look at. Everything here is checked in the kernel, before anything is sent, but by
+//! `memtrace now`, which leaves little to the kernel.
 
 use std::fs;
 
@@ -22,6 +23,17 @@ pub struct Filter {
     pub cgroup: Option<Cgroup>,
     /// At least this long, in nanoseconds.
     pub min_ns: u64,
+}
+
+impl Filter {
+    /// Whether a thread of this process and user with this name passes all but the filter on cgroups.
+    #[must_use]
+    pub fn passes(&self, pid: u32, tid: u32, uid: u32, comm: Comm) -> bool {
+        (self.processes.is_empty() || self.processes.contains(&pid))
+            && (self.threads.is_empty() || self.threads.contains(&tid))
+            && self.uid.is_none_or(|wanted| wanted == uid)
+            && self.comm.as_ref().is_none_or(|text| text.is_in(comm))
+    }
 }
 
 /// A text to look for in threads' names: 1 to 15 bytes.
@@ -69,6 +81,10 @@ impl CommText {
             return Err(FilterError::BadComm(text.to_owned()));
         }
         Ok(Self(text.to_owned()))
+    }
+
+    fn is_in(&self, comm: Comm) -> bool {
+        memchr::memmem::find(comm.as_bytes(), self.0.as_bytes()).is_some()
     }
 
     /// The text as two little-endian words, and all bits set where it has a byte.
@@ -137,6 +153,27 @@ mod tests {
         let (text, mask) = CommText::new("abcdefghi").expect("nine bytes").words();
         assert_eq!(text, [u64::from_le_bytes(*b"abcdefgh"), u64::from(b'i')]);
         assert_eq!(mask, [u64::MAX, 0xff]);
+    }
+
+    #[test]
+    fn a_thread_passes_all_that_is_set() {
+        let mut name = [0; Comm::LEN];
+        name[..8].copy_from_slice(b"postgres");
+        let passes = |filter: &Filter| filter.passes(1, 2, 3, Comm::new(name));
+        assert!(passes(&Filter::default()));
+        let text = |text| Some(CommText::new(text).expect("short"));
+        let all = Filter {
+            processes: vec![9, 1],
+            threads: vec![2],
+            uid: Some(3),
+            comm: text("tgr"),
+            ..Filter::default()
+        };
+        assert!(passes(&all));
+        assert!(!passes(&Filter { processes: vec![2], ..all.clone() }));
+        assert!(!passes(&Filter { threads: vec![1], ..all.clone() }));
+        assert!(!passes(&Filter { uid: Some(0), ..all.clone() }));
+        assert!(!passes(&Filter { comm: text("postgresq"), ..all }));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod kind;
 pub mod live;
 pub mod names;
+pub mod now;
 pub mod owner;
 pub mod scope;
 pub mod stall;

@@ -141,6 +141,8 @@ enum Measure {
     Start,
     /// Memory, and the size of the file
     Memory,
+    /// How soon `memtrace now` answers, and its memory
+    Now,
     /// BPF run time per stall with many threads stalled at once
     Growth,
     /// Not measured here, but in a guest
@@ -158,6 +160,7 @@ impl Measure {
             Self::Slowdown => measures::slowdown::measure(setting),
             Self::Start => measures::start::measure(setting),
             Self::Memory => measures::memory::measure(setting),
+            Self::Now => measures::now::measure(setting),
             Self::Growth => measures::growth::measure(setting),
             Self::Guest => Ok(Vec::new()),
         }

@@ -152,7 +152,10 @@ impl Memtrace {
         (memtrace, stdout)
     }
 
-    fn spawn_unattached(command: &mut Command) -> Self {
+    /// As [`Memtrace::spawn`], of a command that attaches nothing, or is not waited for.
+    #[must_use]
+    #[track_caller]
+    pub fn spawn_unattached(command: &mut Command) -> Self {
         let mut memtrace = Self::spawn_unread(command);
         memtrace.stdout = Collector::new(memtrace.child.stdout.take());
         memtrace

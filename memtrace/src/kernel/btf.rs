@@ -306,6 +306,32 @@ impl<'a> Btf<'a> {
             .flat_map(|header| self.enumerators_of(header))
     }
 
+    /// The id of the function `name`. Functions are half of all types and seldom looked for, so they are in
+    /// no index: all names are read.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<u32> {
+        let place = self.place(name)?;
+        let found = (1..).zip(self.headers());
+        let mut found = found.filter(|(_, header)| header.kind() == kind::FUNC);
+        found.find(|(_, header)| header.name == place).map(|(id, _)| id)
+    }
+
+    /// Where the names have `name`, which is there once as the kernel keeps each name.
+    fn place(&self, name: &str) -> Option<u32> {
+        let wanted = [b"\0", name.as_bytes(), b"\0"].concat();
+        let finder = memchr::memmem::Finder::new(&wanted);
+        // What is in two pieces is in the overlap.
+        let mut piece = vec![0; PIECE + wanted.len()];
+        for start in self.strings.clone().step_by(PIECE) {
+            let len = piece.len().min(self.strings.end - start);
+            let read = self.source.read_at(&mut piece[..len], start).ok()?;
+            if let Some(at) = finder.find(&piece[..read]) {
+                return u32::try_from(start + at + 1 - self.strings.start).ok();
+            }
+        }
+        None
+    }
+
     /// Whether the kernel has the variable `name`; only those of which every CPU has its own are told
     /// of by all kernels.
     #[must_use]
@@ -552,6 +578,22 @@ mod tests {
         for len in [MAX_NAME - 1, MAX_NAME, PIECE] {
             assert_eq!(btf.size_of(&"1".repeat(len)), None);
         }
+    }
+
+    #[test]
+    fn finds_functions_wherever_pieces_part() {
+        let names: Vec<_> = (0..2000).map(|number| format!("{number:0>21}")).collect();
+        let mut builder = Builder::default();
+        builder.structure(&names[7], 1, &[]);
+        let functions: Vec<_> =
+            names.iter().map(|name| (name, builder.next_id(), builder.function(name))).collect();
+        let blob = builder.blob();
+        let btf = Btf::parse(&blob).expect("well-formed");
+        for (name, id, ()) in functions {
+            assert_eq!(btf.function(name), Some(id), "{name}");
+        }
+        assert_eq!(btf.function("1"), None, "the end of another's name");
+        assert_eq!(btf.function(&"1".repeat(2 * PIECE)), None);
     }
 
     #[test]

@@ -57,6 +57,11 @@ impl Builder {
         self.add(name, 8, 0, of, &[])
     }
 
+    /// A function without arguments.
+    pub fn function(&mut self, name: &str) {
+        self.add(name, 12, 0, 0, &[]);
+    }
+
     /// A variable that is static to its file.
     pub fn variable(&mut self, name: &str, of: u32) {
         self.add(name, 14, 0, of, &[0]);

@@ -15,7 +15,7 @@ use btf::{Btf, BtfError};
 
 pub mod btf;
 #[cfg(test)]
-mod btf_builder;
+pub(crate) mod btf_builder;
 mod detached;
 pub mod gfp;
 pub mod layout;
@@ -73,6 +73,14 @@ pub enum KernelError {
 impl Kernel {
     /// Reads the facts about the running kernel, and which of `tracepoints` it has.
     pub fn running(tracepoints: &[&'static str]) -> Result<Self, KernelError> {
+        Self::running_with(tracepoints, |_| ()).map(|(kernel, ())| kernel)
+    }
+
+    /// The same, and what `look_up` finds in its types, which take too much memory to be kept.
+    pub fn running_with<T>(
+        tracepoints: &[&'static str],
+        look_up: impl FnOnce(&Btf<'_>) -> T,
+    ) -> Result<(Self, T), KernelError> {
         let file = File::open(BTF_PATH).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => KernelError::NoBtf(error),
             _ => KernelError::Unreadable(error),
@@ -94,7 +102,7 @@ impl Kernel {
         let sums_free_pages = limits_memory && sums_free_pages(&layout);
         let free_pages_address = if sums_free_pages { None } else { free_pages_address() };
         let has = |tracepoint: &&&'static str| btf.tracepoint_args(tracepoint).is_some();
-        Ok(Self {
+        let kernel = Self {
             gfp: gfp_names(&btf),
             modes: enum_names(&btf, "migrate_mode", "MIGRATE_"),
             statuses: enum_names(&btf, "compact_result", "COMPACT_"),
@@ -105,7 +113,8 @@ impl Kernel {
             has_preemptible_tracepoints: has_preemptible_tracepoints(&btf),
             tracepoints: tracepoints.iter().filter(has).copied().collect(),
             layout,
-        })
+        };
+        Ok((kernel, look_up(&btf)))
     }
 
     /// Whether the kernel has this tracepoint, one of those asked for at the start.

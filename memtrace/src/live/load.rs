@@ -304,7 +304,7 @@ fn refused(probe: Probe, error: ProgramError) -> LiveError {
 }
 
 /// The verifier ends with what it objects to, and after that some statistics.
-fn telling_line(log: &str) -> &str {
+pub(super) fn telling_line(log: &str) -> &str {
     const STATISTICS: [&str; 4] = ["processed ", "verification time", "stack depth", "max_states"];
     let is_telling =
         |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start));

@@ -3,6 +3,7 @@
 
 mod load;
 mod mapping;
+pub mod now;
 mod probes;
 mod ring;
 mod tallies;
@@ -145,6 +146,17 @@ pub enum LiveError {
         tracepoint: &'static str,
         /// What went wrong.
         error: Box<ProgramError>,
+    },
+    /// The kernel has no iterator over threads.
+    #[error("this kernel has no eBPF iterator over threads, which Linux has since 5.8")]
+    NoIterator,
+    /// The kernel refused the iterator over threads.
+    #[error("this kernel does not let memtrace iterate over threads: cannot {call}: {error}")]
+    Iterator {
+        /// What could not be done.
+        call: &'static str,
+        /// The kernel's error.
+        error: io::Error,
     },
     /// The ring buffer could not be read.
     #[error("cannot read the ring buffer: {0}")]

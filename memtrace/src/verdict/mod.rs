@@ -262,6 +262,12 @@ impl Verdict {
         known.then(|| evidence.judge(state))
     }
 
+    /// Judges a target that nothing is known of but its state: only what no reclaim can change.
+    #[must_use]
+    pub fn of_state(state: &State) -> Option<Self> {
+        state.is_anonymous_only().then_some(Self::Hopeless)
+    }
+
     /// Its name in JSON, which stays the same.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -68,8 +68,7 @@ impl Json {
         object.entry("uid", stall.uid)?;
         object.entry("cpu", stall.cpu)?;
         object.entry("order", stall.order)?;
-        let out = object.key("gfp");
-        self.gfp(stall.gfp, &names.gfp, out)?;
+        append_gfp(&mut self.gfp, stall.gfp, &names.gfp, object.key("gfp"))?;
         object.entry("cgroup_id", stall.cgroup_id)?;
         object.text("cgroup", stall.cgroup_id.and_then(|id| names.cgroups.path(id)))?;
         match &stall.detail {
@@ -106,15 +105,7 @@ impl Json {
         names: &GfpNames,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
-        let Some(mask) = mask else { return append((), out) };
-        let mut written = Ok(());
-        let spell = |out: &mut Vec<u8>| {
-            let mut list = Vec::new();
-            names.for_each(mask, |name| list.push(name.to_owned()));
-            written = append(list, out);
-        };
-        self.gfp.append(mask, spell, out);
-        written
+        append_gfp(&mut self.gfp, mask, names, out)
     }
 
     /// Appends what [`Time`] is as well.
@@ -195,6 +186,24 @@ impl Json {
         };
         line(&object, out)
     }
+}
+
+/// Appends a list of the names of flags.
+pub(super) fn append_gfp(
+    masks: &mut Masks,
+    mask: Option<u32>,
+    names: &GfpNames,
+    out: &mut Vec<u8>,
+) -> io::Result<()> {
+    let Some(mask) = mask else { return append((), out) };
+    let mut written = Ok(());
+    let spell = |out: &mut Vec<u8>| {
+        let mut list = Vec::new();
+        names.for_each(mask, |name| list.push(name.to_owned()));
+        written = append(list, out);
+    };
+    masks.append(mask, spell, out);
+    written
 }
 
 pub(super) fn line(object: &impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
@@ -280,7 +289,7 @@ impl<'a> Object<'a> {
 }
 
 /// A stack, as the list of its frames' texts.
-struct Frames<'a>(&'a [Rc<Frame>]);
+pub(super) struct Frames<'a>(pub(super) &'a [Rc<Frame>]);
 
 impl Serialize for Frames<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

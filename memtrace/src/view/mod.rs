@@ -10,6 +10,7 @@ mod histogram;
 mod json;
 mod line;
 mod masks;
+mod now;
 mod parts;
 mod rows;
 mod second;
@@ -37,6 +38,7 @@ pub use self::{
     folded::{Folded, FoldedOptions},
     histogram::Blocks,
     json::Json,
+    now::{NowOptions, NowView},
     rows::Rows,
     stall_rows::StallRows,
     summary::Summary,

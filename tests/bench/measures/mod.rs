@@ -6,6 +6,7 @@ pub mod global;
 pub mod growth;
 pub mod kernel;
 pub mod memory;
+pub mod now;
 pub mod rate;
 pub mod slowdown;
 pub mod start;

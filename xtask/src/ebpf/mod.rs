@@ -27,19 +27,19 @@ pub struct Tools<'a> {
     pub linker: &'a Linker,
 }
 
-/// A built object.
+/// The built objects.
 #[derive(Debug)]
-pub struct Object {
-    /// The ELF file.
-    pub path: PathBuf,
+pub struct Objects {
+    /// The folder of the ELF files, each of the name of its program.
+    pub folder: PathBuf,
     /// What the compiler had to say, by line.
     pub warnings: Vec<String>,
 }
 
 impl Tools<'_> {
-    /// Builds the object from `workspace`, to run on `arch`, in a folder of its own under `target_dir`: all
+    /// Builds the objects from `workspace`, to run on `arch`, in a folder of its own under `target_dir`: all
     /// profiles and both `build.rs` and xtask share it.
-    pub fn build(&self, workspace: &Path, target_dir: &Path, arch: &str) -> Result<Object> {
+    pub fn build(&self, workspace: &Path, target_dir: &Path, arch: &str) -> Result<Objects> {
         // The build around this one has just brought Cargo.lock up to date; another cargo version must not rewrite it.
         let mut cargo = self.cargo("cargo", "build", workspace, target_dir, arch);
         let cargo = cargo.arg("--locked");
@@ -55,8 +55,8 @@ impl Tools<'_> {
                 self.remedy(&stderr)
             );
         }
-        Ok(Object {
-            path: target_dir.join("ebpf").join(TARGET).join("release/memtrace-ebpf"),
+        Ok(Objects {
+            folder: target_dir.join("ebpf").join(TARGET).join("release"),
             warnings: stderr.lines().map(str::to_owned).collect(),
         })
     }

@@ -23,6 +23,7 @@ pub enum Command {
     Drsnoop(Drsnoop),
     Compactsnoop(Compactsnoop),
     Stalls(Stalls),
+    Now(Now),
     /// Write the man pages into a directory
     #[command(hide = true)]
     Man {
@@ -45,7 +46,10 @@ impl Command {
     }
 
     pub fn is_verbose(&self) -> bool {
-        self.common().is_some_and(|common| common.verbose)
+        match self {
+            Self::Now(args) => args.verbose,
+            _ => self.common().is_some_and(|common| common.verbose),
+        }
     }
 
     /// What all commands that trace have.
@@ -54,7 +58,7 @@ impl Command {
             Self::Drsnoop(args) => Some(&args.common),
             Self::Compactsnoop(args) => Some(&args.common),
             Self::Stalls(args) => Some(&args.common),
-            Self::Man { .. } | Self::Completions { .. } => None,
+            Self::Now(_) | Self::Man { .. } | Self::Completions { .. } => None,
         }
     }
 }
@@ -194,10 +198,61 @@ Examples:
 
 Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
+/// Show threads that are stalled at this moment: in reclaim, in compaction, or asleep for lack of memory
+///
+/// Looks at all threads twice, --interval apart. The columns: COMM, PID and TID are the thread; KIND is
+/// what holds it up (direct, memcg, node, proactive: it reclaims, as in drsnoop; compact: it compacts a
+/// zone; high: it sleeps for its cgroup's memory.high; throttle: it waits for kswapd before it may
+/// reclaim; swapin, refault: it waits for a page that was swapped out or reclaimed too early; memstall:
+/// the kernel says so and no more; kswapd, kcompactd: it works for others); STATE is running, waiting or
+/// throttled (waiting as reclaim makes it wait); SEEN is the look that it was seen in: both, second (it
+/// has begun) or first (it is over); FOR(s), with --watch, is since when it was seen in every look.
+///
+/// Of its present round: ORDER of the allocation; PRIO, the priority, from 12 (least effort) to 0; pages
+/// SCANNED at that priority and RECLAIMED; SCAN/s and RECL/s, where both looks were at the same round;
+/// TARGET, the cgroup whose limit asks for it, or the zone; CGROUP, the one that the thread is charged
+/// to; GFP, the allocation's flags.
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("counted").multiple(true))]
+#[command(after_help = NOW_EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
-pub struct Common {
+pub struct Now {
+    #[command(flatten)]
+    pub who: Who,
+
+    /// Time between the two looks
+    #[arg(short, long, value_name = "DURATION", value_parser = with_unit, default_value = "200ms")]
+    pub interval: std::time::Duration,
+    /// Look again every interval, until Ctrl-C
+    #[arg(short, long)]
+    pub watch: bool,
+
+    /// Show the kernel stack of each thread; a thread that runs on another CPU has none
+    #[arg(short = 'K', long, help_heading = OUTPUT)]
+    pub kernel_stack: bool,
+    /// Print one JSON object a line, with all fields; add -q to silence standard error
+    #[arg(long, help_heading = OUTPUT)]
+    pub json: bool,
+    /// Print no header, and no last line unless a thread was left out
+    #[arg(short, long, conflicts_with = "verbose", help_heading = OUTPUT)]
+    pub quiet: bool,
+    /// Say what this kernel lacks and how long it took
+    #[arg(short, long, help_heading = OUTPUT)]
+    pub verbose: bool,
+}
+
+const NOW_EXAMPLES: &str = "\
+Examples:
+  memtrace now                       who is stalled, by what, and how far it gets
+  memtrace now -K -n postgres        with kernel stacks, threads of that name
+  memtrace now --watch -i 1s         again every second
+  memtrace now -c /system.slice -q   threads below a cgroup, without header
+  memtrace now --json -q | jq .      for programs
+
+Exit status: 0 whether or not a thread is stalled, 1 if that cannot be told, 2 for wrong usage.";
+
+/// Which threads.
+#[derive(Args, Debug)]
+pub struct Who {
     /// Only threads of these processes
     #[arg(short, long, value_name = "PID,...", value_parser = id, value_delimiter = ',', help_heading = FILTERS)]
     pub pid: Vec<u32>,
@@ -213,6 +268,14 @@ pub struct Common {
     /// Only threads in this cgroup or below it: its directory, or its path in the hierarchy
     #[arg(short, long, value_name = "PATH", help_heading = FILTERS)]
     pub cgroup: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("counted").multiple(true))]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
+pub struct Common {
+    #[command(flatten)]
+    pub who: Who,
     /// Only stalls at least this long: 500us, 10ms, 1s
     #[arg(short, long, value_name = "DURATION", value_parser = with_unit, help_heading = FILTERS)]
     pub min_latency: Option<std::time::Duration>,

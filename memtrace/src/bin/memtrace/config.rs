@@ -15,7 +15,7 @@ use memtrace::{
 };
 
 use crate::{
-    cli::{Common, Compactsnoop, Drsnoop, Stalls},
+    cli::{Common, Compactsnoop, Drsnoop, Stalls, Who},
     output::say,
 };
 
@@ -58,6 +58,16 @@ pub enum Verbosity {
     Quiet,
     Normal,
     Verbose,
+}
+
+impl Verbosity {
+    pub fn new(quiet: bool, verbose: bool) -> Self {
+        match (quiet, verbose) {
+            (true, _) => Self::Quiet,
+            (false, false) => Self::Normal,
+            (false, true) => Self::Verbose,
+        }
+    }
 }
 
 impl Config {
@@ -103,12 +113,9 @@ impl Config {
     }
 
     fn new(args: &Common, subject: Subject, what: String) -> Result<Self> {
-        let filter = make_filter(args)?;
-        let verbosity = match (args.quiet, args.verbose) {
-            (true, _) => Verbosity::Quiet,
-            (false, false) => Verbosity::Normal,
-            (false, true) => Verbosity::Verbose,
-        };
+        let min_ns = args.min_latency.map_or(0, nanoseconds);
+        let filter = Filter { min_ns, ..make_filter(&args.who)? };
+        let verbosity = Verbosity::new(args.quiet, args.verbose);
         let histogram = args
             .histogram
             .then_some(HistogramOptions { by: args.by.0, max_keys: args.max_keys as usize });
@@ -168,7 +175,8 @@ impl Config {
     }
 }
 
-fn make_filter(args: &Common) -> Result<Filter> {
+/// The threads that were asked for, whatever the length of their stalls.
+pub fn make_filter(args: &Who) -> Result<Filter> {
     if !(args.pid.is_empty() && args.tid.is_empty()) {
         filter::check_pid_namespace().context("cannot filter by --pid or --tid")?;
     }
@@ -183,7 +191,7 @@ fn make_filter(args: &Common) -> Result<Filter> {
         uid: uid.context("cannot filter by --uid")?,
         comm: comm.context("cannot filter by --comm")?,
         cgroup: cgroup.context("cannot filter by --cgroup")?,
-        min_ns: args.min_latency.map_or(0, nanoseconds),
+        min_ns: 0,
     })
 }
 

@@ -1,7 +1,7 @@
 //! The command line of memtrace.
 //!
-//! `cli` is what can be typed, `config` what it means, `trace` does it, with a `helper` for the names in
-//! stacks and a file for `flame` graphs; `limits`, `protect` and `privileges` see to it that memtrace
+//! `cli` is what can be typed, `config` what it means, `trace` and `now` do it, with a `helper` for the
+//! names in stacks and a file for `flame` graphs; `limits`, `protect` and `privileges` see to it that memtrace
 //! can run, keeps running, and harms no one.
 
 mod cli;
@@ -10,6 +10,7 @@ mod episodes;
 mod flame;
 mod helper;
 mod limits;
+mod now;
 mod output;
 mod privileges;
 mod protect;
@@ -57,6 +58,7 @@ fn run(command: Command) -> Result<()> {
         Command::Drsnoop(args) => trace::run(&Config::drsnoop(&args)?),
         Command::Compactsnoop(args) => trace::run(&Config::compactsnoop(&args)?),
         Command::Stalls(args) => trace::run(&Config::stalls(&args)?),
+        Command::Now(args) => now::run(&args),
         Command::Man { directory } => fs::create_dir_all(&directory)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), &directory))
             .with_context(|| format!("cannot write man pages into `{}`", directory.display())),

@@ -82,7 +82,7 @@ pub fn run(config: &Config) -> Result<()> {
 }
 
 /// The signals that end a run in good order.
-struct Stop {
+pub struct Stop {
     interrupt: Signal,
     terminate: Signal,
     /// Not where it is ignored, as under nohup.
@@ -90,7 +90,7 @@ struct Stop {
 }
 
 impl Stop {
-    fn listen() -> Result<Self> {
+    pub fn listen() -> Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         let hang_up =
             if is_ignored(libc::SIGHUP) { None } else { Some(listen(SignalKind::hangup())?) };
@@ -102,7 +102,7 @@ impl Stop {
     }
 
     /// Waits for one of them.
-    async fn wait(&mut self) {
+    pub async fn wait(&mut self) {
         let hang_up = async {
             match &mut self.hang_up {
                 Some(signal) => drop(signal.recv().await),
