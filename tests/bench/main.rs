@@ -143,6 +143,8 @@ enum Measure {
     Memory,
     /// BPF run time per stall with many threads stalled at once
     Growth,
+    /// BPF run time per switch between threads that are not stalled
+    Switch,
     /// Not measured here, but in a guest
     Guest,
 }
@@ -159,6 +161,7 @@ impl Measure {
             Self::Start => measures::start::measure(setting),
             Self::Memory => measures::memory::measure(setting),
             Self::Growth => measures::growth::measure(setting),
+            Self::Switch => measures::switch::measure(setting),
             Self::Guest => Ok(Vec::new()),
         }
     }

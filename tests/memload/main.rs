@@ -5,6 +5,7 @@ mod anon;
 mod churn;
 mod cli;
 mod compact;
+mod lookup;
 mod oom;
 mod place;
 mod reclaim;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Command::Churn(args) => churn::run(&args),
         Command::Anon(args) => anon::run(&args),
         Command::Reclaim(args) => reclaim::run(&args),
+        Command::Lookup(args) => lookup::run(&args),
         Command::Thp(args) => thp::run(&args),
         Command::Compact(args) => compact::run(&args),
         Command::Oom(args) => oom::run(&args),

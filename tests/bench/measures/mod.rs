@@ -9,3 +9,4 @@ pub mod memory;
 pub mod rate;
 pub mod slowdown;
 pub mod start;
+pub mod switch;
