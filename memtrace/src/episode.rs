@@ -4,7 +4,7 @@
 //! is delivered by itself. Rounds of one thread for the same order and flags that follow one another
 //! closely are one episode, which lasts as long as its rounds together.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crate::kind::Kind;
 use crate::scope::{Part, Parts, Scope};
@@ -93,6 +93,8 @@ pub struct Episodes {
     inside: HashMap<u32, Vec<Stall>>,
     /// By thread, what the next round may belong to.
     open: HashMap<u32, Episode>,
+    /// Those of these threads that were in no further round when last looked at.
+    idle: HashSet<u32>,
     finished: VecDeque<Episode>,
 }
 
@@ -112,6 +114,7 @@ impl Episodes {
             scopes,
             inside: HashMap::new(),
             open: HashMap::new(),
+            idle: HashSet::new(),
             finished: VecDeque::new(),
         }
     }
@@ -152,12 +155,29 @@ impl Episodes {
     }
 
     /// Ends the episodes to which nothing can be added any more at `now_ns`, when all that had been
-    /// delivered by then was taken.
-    pub fn expire(&mut self, now_ns: u64) {
-        let gap_ns = self.gap_ns;
-        let expired = |open: &Episode| open.end_ns.saturating_add(gap_ns) < now_ns;
-        let mut ended: Vec<_> =
-            self.open.extract_if(|_, open| expired(open)).map(|(_, open)| open).collect();
+    /// delivered by then was taken. `begun_ns` tells of a thread that is in a round when that began: it
+    /// may last longer than the gap. Where it is in none, one that has just ended may not have been taken
+    /// yet, so the episode ends when this is called the next time.
+    pub fn expire(&mut self, now_ns: u64, begun_ns: impl Fn(u32) -> Option<u64>) {
+        let Self { gap_ns, open, idle, .. } = self;
+        let is_over = |tid: &u32, open: &mut Episode| {
+            let until_ns = open.end_ns.saturating_add(*gap_ns);
+            if until_ns >= now_ns {
+                return false;
+            }
+            if idle.remove(tid) {
+                return true;
+            }
+            if !begun_ns(*tid).is_some_and(|begun| (open.end_ns..until_ns).contains(&begun)) {
+                idle.insert(*tid);
+            }
+            false
+        };
+        let ended: Vec<_> = open.extract_if(is_over).map(|(_, open)| open).collect();
+        self.finish(ended);
+    }
+
+    fn finish(&mut self, mut ended: Vec<Episode>) {
         ended.sort_by_key(|episode| episode.end_ns);
         self.finished.extend(ended);
     }
@@ -169,7 +189,8 @@ impl Episodes {
                 self.join(Episode::of_round(&stall));
             }
         }
-        self.expire(u64::MAX);
+        let ended = self.open.drain().map(|(_, open)| open).collect();
+        self.finish(ended);
     }
 
     /// The next episode that has ended.
@@ -181,6 +202,7 @@ impl Episodes {
         if self.gap_ns == 0 {
             return self.finished.push_back(next);
         }
+        self.idle.remove(&next.tid);
         if let Some(open) = self.open.get_mut(&next.tid) {
             let belongs = (open.order, open.gfp) == (next.order, next.gfp)
                 && (next.order.is_some() || open.kind == next.kind)
