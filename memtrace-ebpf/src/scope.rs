@@ -120,10 +120,9 @@ fn memstall_enter(ctx: ProbeContext) -> u32 {
     if thread.task.is_kernel_thread() || thread.task.is_in_memstall() || !thread.passes() {
         return 0;
     }
-    let now = now();
     // One whose end was not seen.
     forget(thread.tid);
-    begin_or_nest(thread.tid, mechanism::SCOPE, now);
+    begin_or_nest(thread.tid, mechanism::SCOPE, 0);
     if let Some(scope) = find(thread.tid) {
         let mut frames = [0_u64; CALLERS + 1];
         let size = size_of_val(&frames) as u32;
@@ -132,6 +131,10 @@ fn memstall_enter(ctx: ProbeContext) -> u32 {
         // The innermost is the probed function itself.
         let [_, callers @ ..] = frames;
         scope.callers = callers;
+        // Last, as the time until here is not the kernel's. Nobody preempts a kprobe.
+        let now = now();
+        scope.start_ns = now;
+        scope.charged_ns = now;
     }
     0
 }
