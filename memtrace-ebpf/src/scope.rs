@@ -14,7 +14,7 @@ use aya_ebpf::{
 use memtrace_common::{
     config::wanted,
     counter,
-    in_progress::Scope,
+    in_progress::{Scope, off},
     record::{self, CALLERS, Parts, SHRINKERS, known, mechanism, part},
 };
 
@@ -62,7 +62,9 @@ fn sched_switch(ctx: RawTracePointContext) -> i32 {
         let (_, tid) = task.ids();
         if let Some(scope) = find(tid) {
             charge(scope, task, now());
-            scope.is_off = 1;
+            // `(bool preempt, ...)`: who was made to go could have run on. A bool is one byte.
+            let is_preempted = kernel::arg(&ctx, 0).is_some_and(|preempt| preempt as u8 != 0);
+            scope.is_off = if is_preempted { off::PREEMPTED } else { off::ASLEEP };
         }
     }
     let Some(next) = kernel::arg(&ctx, layout!(switch_next_arg)) else { return 0 };
@@ -303,9 +305,16 @@ fn charge(scope: &mut Scope, task: Task, now: u64) {
 /// Charges the time for which the thread was off the CPU.
 #[inline(always)]
 fn back_on_cpu(scope: &mut Scope, now: u64) {
-    scope.unsettled_ns = now.wrapping_sub(scope.charged_ns);
+    let is_preempted = scope.is_off == off::PREEMPTED;
     scope.is_off = 0;
-    spend(scope, off_part(scope), now);
+    match off_part(scope) {
+        // The scheduler's own count lacks what it took to choose who runs next.
+        part::BLOCKED if is_preempted => spend(scope, part::WAITING, now),
+        part => {
+            scope.unsettled_ns = now.wrapping_sub(scope.charged_ns);
+            spend(scope, part, now);
+        }
+    }
 }
 
 /// Shrinkers and compaction keep what they are off the CPU for.
