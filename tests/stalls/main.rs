@@ -42,3 +42,16 @@ fn churning(threads: usize) -> Result<(Cgroup, Load)> {
     let load = Load::churn(memload(), &Churning { threads, ..Churning::new(&cgroup) })?;
     Ok((cgroup, load))
 }
+
+/// How many episodes rounds are where no gap is too long: what follows another one of its thread for the
+/// same order and flags is the same, and so is what has none and is of the same kind.
+fn episodes_of(rounds: &Stalls) -> usize {
+    let mut sequence: Vec<_> = rounds.episodes.iter().collect();
+    sequence.sort_by_key(|round| (round.tid, round.start_ns));
+    sequence.dedup_by(|next, before| {
+        (next.tid, next.order, &next.value["gfp"])
+            == (before.tid, before.order, &before.value["gfp"])
+            && (next.order.is_some() || next.kind == before.kind)
+    });
+    sequence.len()
+}

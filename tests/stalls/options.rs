@@ -8,7 +8,7 @@ use tests::{
     run::{Finished, Memtrace, command},
 };
 
-use super::{churning, memload, stopped};
+use super::{churning, episodes_of, memload, stopped};
 
 const ENOUGH: usize = 100;
 
@@ -97,18 +97,7 @@ fn gaps() -> Result<()> {
     load.work_until_shown(&rounds, ENOUGH, 2)?;
     load.stop()?;
     let (rounds, merged) = (stopped(rounds)?, stopped(merged)?);
-    // What follows another one for the same order and flags is the same episode.
-    let mut sequence: Vec<_> = rounds
-        .episodes
-        .iter()
-        .map(|it| (it.tid, it.start_ns, it.order, it.value["gfp"].clone(), it.kind.clone()))
-        .collect();
-    sequence.sort_by_key(|it| (it.0, it.1));
-    sequence.dedup_by(|next, before| {
-        (next.0, next.2, &next.3) == (before.0, before.2, &before.3)
-            && (next.2.is_some() || next.4 == before.4)
-    });
-    assert_eq!(merged.episodes.len(), sequence.len());
+    assert_eq!(merged.episodes.len(), episodes_of(&rounds));
     let count = |stalls: &Stalls| -> u64 {
         stalls.episodes.iter().flat_map(|episode| episode.rounds).sum()
     };

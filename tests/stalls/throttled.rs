@@ -18,10 +18,11 @@ fn without_progress() -> Result<()> {
     require_guest();
     // Where every page is wanted, the test would wait for its own code for minutes.
     mlockall(MlockAllFlags::CURRENT).context("cannot lock the test's memory")?;
-    let args = ["oom", "--whole-machine", "--leave", "32M", "--victims", "2", "--kills", "4"];
-    let mut load = Load::of(memload(), &[&args[..], &["--duration", "5m"]].concat())?;
+    // Both take memory of their own first.
     let recorder = Recorder::start("memload")?;
     let memtrace = Memtrace::start(&["stalls", "--rounds", "--json", "-n", "memload"]);
+    let args = ["oom", "--whole-machine", "--leave", "32M", "--victims", "2", "--kills", "4"];
+    let mut load = Load::of(memload(), &[&args[..], &["--duration", "5m"]].concat())?;
     load.go()?;
     println!("{}", load.wait()?);
     let stalls = stopped(memtrace)?;
