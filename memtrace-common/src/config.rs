@@ -93,6 +93,8 @@ pub mod wanted {
     pub const PROCESS_NAME: u32 = 1 << 4;
     /// The parts of each [scope](crate::record::Scope), and which of a cgroup's limits was reached.
     pub const PARTS: u32 = 1 << 5;
+    /// The stack in user space.
+    pub const USER_STACK: u32 = 1 << 6;
 }
 
 /// Bits of [`Config::kinds`], the kinds of reclaim to deliver, by position.

@@ -1,7 +1,7 @@
 //! Records in the ring buffer, one per finished stall.
 //!
 //! Each begins with [`Stall`], whose `mechanism` says which record it is. What few views need follows
-//! only where it was asked for: first the details ([`known::DETAILS`]), then the [`Stack`].
+//! only where it was asked for: first the details ([`known::DETAILS`]), then each [`Stack`].
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// that they are in memory: the probes' compiler moves bytes one by one.
 pub type Comm = [u64; 2];
 
-/// Longest kernel stack delivered, in frames (`PERF_MAX_STACK_DEPTH`).
+/// Longest stack delivered, in frames (`PERF_MAX_STACK_DEPTH`).
 pub const STACK_DEPTH: usize = 127;
 
 /// Room for a zone's name; the kernel's longest is `Movable`.
@@ -284,14 +284,24 @@ pub mod cause {
     pub const OTHER: u32 = 4;
 }
 
-/// The kernel stack at the end of a stall, innermost frame first.
+/// A stack at the end of a stall, innermost frame first.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Stack {
     /// Bytes of `frames` that are filled, or a negative errno where the kernel gave none.
-    pub len: i64,
+    pub len: i32,
+    /// Whose it is: one of [`side`].
+    pub side: u32,
     /// Return addresses.
     pub frames: [u64; STACK_DEPTH],
+}
+
+/// Values of [`Stack::side`].
+pub mod side {
+    /// The kernel's.
+    pub const KERNEL: u32 = 0;
+    /// The program's, as far as its frame pointers lead.
+    pub const USER: u32 = 1;
 }
 
 /// A record together with what follows it.
@@ -300,6 +310,6 @@ pub struct Stack {
 pub struct Followed<T, U> {
     /// The record.
     pub record: T,
-    /// Its details, or the stack.
+    /// Its details, or the stacks.
     pub by: U,
 }

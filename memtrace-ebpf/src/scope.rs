@@ -311,7 +311,7 @@ fn back_on_cpu(scope: &mut Scope, now: u64) {
         // The scheduler's own count lacks what it took to choose who runs next.
         part::BLOCKED if is_preempted => spend(scope, part::WAITING, now),
         part => {
-            scope.unsettled_ns = now.wrapping_sub(scope.charged_ns);
+            scope.unsettled_ns = now.saturating_sub(scope.charged_ns);
             spend(scope, part, now);
         }
     }
@@ -320,7 +320,8 @@ fn back_on_cpu(scope: &mut Scope, now: u64) {
 /// Shrinkers and compaction keep what they are off the CPU for.
 #[inline(always)]
 fn spend(scope: &mut Scope, to: usize, now: u64) {
-    let ns = now.wrapping_sub(scope.charged_ns);
+    // Where the probe was preempted since it looked at the clock, the scheduler has charged more.
+    let Some(ns) = now.checked_sub(scope.charged_ns) else { return };
     scope.charged_ns = now;
     let shrinker = scope.shrinker;
     if shrinker != 0 {

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_F_USER_STACK, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
         bpf_get_current_uid_gid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
         generated::bpf_get_stack,
@@ -14,7 +14,7 @@ use aya_ebpf::{
 use memtrace_common::{
     config::{filter, wanted},
     counter,
-    record::{Comm, Followed, STACK_DEPTH, Stack, Stall},
+    record::{Comm, Followed, STACK_DEPTH, Stack, Stall, side},
 };
 
 use crate::{
@@ -161,33 +161,63 @@ pub fn deliver_in_place<T: 'static>(fill: impl FnOnce(*mut T)) {
     entry.submit(wakeup(size_of::<T>()));
 }
 
-/// Delivers `record`, with the kernel stack where that is wanted, or counts it as lost.
+/// Delivers `record`, with the stacks that are wanted, or counts it as lost.
 #[inline(always)]
 pub fn deliver<T: Copy + 'static>(ctx: &impl EbpfContext, record: T) {
-    if settings::wanted(wanted::STACK) {
-        let Some(mut entry) = STALLS.reserve::<Followed<T, Stack>>(0) else {
-            return count(counter::LOST);
-        };
-        let place = entry.as_mut_ptr();
-        // SAFETY: the entry has room for the record, which comes first.
-        unsafe { place.cast::<T>().write(record) };
-        // SAFETY: the stack is a part of the entry; only its address is taken.
-        let stack = unsafe { &raw mut (*place).by };
-        // SAFETY: likewise the frames.
-        let frames = unsafe { &raw mut (*stack).frames };
-        let size = (STACK_DEPTH * size_of::<u64>()) as u32;
-        // SAFETY: the helper writes at most `size` bytes, the size of the frames.
-        let len = unsafe { bpf_get_stack(ctx.as_ptr(), frames.cast(), size, 0) };
-        // SAFETY: the entry has room for the length, which comes first in the stack.
-        unsafe { stack.cast::<i64>().write(len) };
-        entry.submit(wakeup(size_of::<Followed<T, Stack>>()));
-    } else {
-        let Some(mut entry) = STALLS.reserve::<T>(0) else {
-            return count(counter::LOST);
-        };
-        entry.write(record);
-        entry.submit(wakeup(size_of::<T>()));
+    match (settings::wanted(wanted::STACK), settings::wanted(wanted::USER_STACK)) {
+        (false, false) => {
+            let Some(mut entry) = STALLS.reserve::<T>(0) else {
+                return count(counter::LOST);
+            };
+            entry.write(record);
+            entry.submit(wakeup(size_of::<T>()));
+        }
+        (true, false) => deliver_with(ctx, record, [side::KERNEL]),
+        (false, true) => deliver_with(ctx, record, [side::USER]),
+        (true, true) => deliver_with(ctx, record, [side::KERNEL, side::USER]),
     }
+}
+
+/// Delivers `record` with the stacks of these sides.
+#[inline(always)]
+fn deliver_with<T: Copy + 'static, const N: usize>(
+    ctx: &impl EbpfContext,
+    record: T,
+    sides: [u32; N],
+) {
+    let Some(mut entry) = STALLS.reserve::<Followed<T, [Stack; N]>>(0) else {
+        return count(counter::LOST);
+    };
+    let place = entry.as_mut_ptr();
+    // SAFETY: the entry has room for the record, which comes first.
+    unsafe { place.cast::<T>().write(record) };
+    // SAFETY: the stacks are a part of the entry; only their address is taken.
+    let mut stack = unsafe { &raw mut (*place).by }.cast::<Stack>();
+    for side in sides {
+        // SAFETY: there are as many stacks as sides.
+        unsafe { take_stack(ctx, stack, side) };
+        // SAFETY: the end of the stacks at most.
+        stack = unsafe { stack.add(1) };
+    }
+    entry.submit(wakeup(size_of::<Followed<T, [Stack; N]>>()));
+}
+
+/// Fills `stack` with the current thread's.
+///
+/// # Safety
+/// `stack` must be valid for writes.
+#[inline(always)]
+unsafe fn take_stack(ctx: &impl EbpfContext, stack: *mut Stack, side: u32) {
+    let flags = if side == side::USER { u64::from(BPF_F_USER_STACK) } else { 0 };
+    // SAFETY: only the address of the frames is taken.
+    let frames = unsafe { &raw mut (*stack).frames };
+    let room = (STACK_DEPTH * size_of::<u64>()) as u32;
+    // SAFETY: the helper writes at most `room` bytes, the size of the frames.
+    let len = unsafe { bpf_get_stack(ctx.as_ptr(), frames.cast(), room, flags) };
+    // SAFETY: the caller's word.
+    unsafe { (*stack).len = len as i32 };
+    // SAFETY: likewise.
+    unsafe { (*stack).side = side };
 }
 
 /// Wakes the reader up when the record of this size passes a multiple of the threshold, give or

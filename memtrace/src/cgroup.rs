@@ -5,12 +5,15 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::{c_int, c_uint},
+    ffi::{OsStr, c_int, c_uint},
     fs::{self, File},
     io,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+        unix::{
+            ffi::{OsStrExt as _, OsStringExt as _},
+            fs::MetadataExt as _,
+        },
     },
     path::{Path, PathBuf},
 };
@@ -211,6 +214,32 @@ impl Cgroups {
     }
 }
 
+/// Where a cgroup's files are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// The directory of the uppermost cgroup that can be seen.
+    pub root: PathBuf,
+    /// Which files it has.
+    pub hierarchy: Hierarchy,
+}
+
+impl Cgroups {
+    /// Where the files of cgroup `id` are; nothing where it is gone or out of sight.
+    pub fn directory(&mut self, id: u64) -> Option<Place> {
+        let path = Path::new(OsStr::from_bytes(self.path(id)?)).to_owned();
+        self.roots.iter().find_map(|Root { mount, .. }| {
+            let below = path.strip_prefix(&mount.root).ok()?;
+            let directory = mount.point.join(below);
+            // The hierarchy can be mounted twice, with a part of it in one place.
+            let is_it = fs::metadata(&directory).is_ok_and(|meta| meta.ino() == id);
+            let root = mount.point.clone();
+            is_it.then_some(Place { directory, root, hierarchy: mount.hierarchy })
+        })
+    }
+}
+
 impl Root {
     fn look_up(&self, id: u64) -> Option<Vec<u8>> {
         let directory = match self.open_by_id(id) {
@@ -309,6 +338,10 @@ garbage
             Some(format!("{}/", mount.root.trim_end_matches('/')).as_bytes())
         );
         assert_eq!(cgroups.path(u64::MAX), None);
+        let place = cgroups.directory(root.id).expect("its files are there");
+        let found = fs::metadata(&place.directory).expect("a directory").ino();
+        assert_eq!((found, place.hierarchy), (root.id, mount.hierarchy));
+        assert_eq!(cgroups.directory(u64::MAX), None);
     }
 
     #[test]

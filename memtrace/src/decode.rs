@@ -2,7 +2,7 @@
 
 use memtrace_common::{
     config::kind,
-    record::{self, cause, known, mechanism},
+    record::{self, cause, known, mechanism, side},
     tally,
 };
 use zerocopy::FromBytes;
@@ -62,7 +62,8 @@ fn oom(common: &record::Stall, bytes: &[u8]) -> Option<Oom> {
         victim_pid: record.victim_pid,
         victim_comm: is_known.then(|| Comm::new(zerocopy::transmute!(record.victim_comm))),
         victim_cgroup_id: is_known.then_some(record.victim_cgroup_id),
-        stack: stack(rest),
+        stack: stack(rest, side::KERNEL),
+        user_stack: stack(rest, side::USER),
     })
 }
 
@@ -95,7 +96,8 @@ pub fn stall(bytes: &[u8]) -> Option<Stall> {
         gfp: if_known(known::GFP).then_some(common.gfp),
         cgroup_id: if_known(known::CGROUP).then_some(cgroup_id),
         detail,
-        stack: stack(rest),
+        stack: stack(rest, side::KERNEL),
+        user_stack: stack(rest, side::USER),
     })
 }
 
@@ -213,12 +215,17 @@ pub(crate) fn cause_number(cause: Cause) -> u32 {
     }
 }
 
-/// The frames of the stack that follows a record; none where no stack follows, or the kernel could
-/// not take it.
-fn stack(bytes: &[u8]) -> Vec<u64> {
-    let Ok((stack, _)) = record::Stack::read_from_prefix(bytes) else { return Vec::new() };
-    let len = usize::try_from(stack.len).unwrap_or(0) / size_of::<u64>();
-    stack.frames.iter().take(len).copied().collect()
+/// The frames of this side's stack among those that follow a record; none where there is no such
+/// stack, or the kernel could not take it.
+fn stack(mut bytes: &[u8], side: u32) -> Vec<u64> {
+    while let Ok((stack, rest)) = record::Stack::read_from_prefix(bytes) {
+        if stack.side == side {
+            let len = usize::try_from(stack.len).unwrap_or(0) / size_of::<u64>();
+            return stack.frames.iter().take(len).copied().collect();
+        }
+        bytes = rest;
+    }
+    Vec::new()
 }
 
 #[cfg(test)]
@@ -263,10 +270,11 @@ mod tests {
         }
     }
 
-    fn stack() -> record::Stack {
+    /// Of two frames, with rubbish behind them.
+    fn stack(side: u32, first: u64) -> record::Stack {
         let mut frames = [0; record::STACK_DEPTH];
-        frames[..3].copy_from_slice(&[21, 22, 23]);
-        record::Stack { len: 16, frames }
+        frames[..3].copy_from_slice(&[first, first + 1, first + 2]);
+        record::Stack { len: 16, side, frames }
     }
 
     #[test]
@@ -290,7 +298,8 @@ mod tests {
             frag_index: -1000,
             reserved: 0,
         };
-        let bytes = [record.as_bytes(), details.as_bytes(), stack().as_bytes()].concat();
+        let stacks = [stack(side::KERNEL, 21), stack(side::USER, 31)];
+        let bytes = [record.as_bytes(), details.as_bytes(), stacks.as_bytes()].concat();
         let expected = Stall {
             detail: Detail::Compaction(Compaction {
                 cause: Cause::Manual,
@@ -318,7 +327,8 @@ mod tests {
             priority: 13,
             node: -1,
         };
-        let bytes = [record.as_bytes(), details.as_bytes(), stack().as_bytes()].concat();
+        let stacks = [stack(side::KERNEL, 21), stack(side::USER, 31)];
+        let bytes = [record.as_bytes(), details.as_bytes(), stacks.as_bytes()].concat();
         assert_eq!(stall(&bytes), Some(every_field()));
     }
 
@@ -346,14 +356,30 @@ mod tests {
                 node: Some(-1),
             }),
             stack: vec![21, 22],
+            user_stack: vec![31, 32],
         }
     }
 
     #[test]
     fn a_stack_may_follow_without_details() {
         let record = record::Reclaim { stall: common(mechanism::DIRECT, 0), nr_reclaimed: 9 };
-        let bytes = [record.as_bytes(), stack().as_bytes()].concat();
-        assert_eq!(stall(&bytes).map(|stall| stall.stack), Some(vec![21, 22]));
+        for (side, stacks) in
+            [(side::KERNEL, [vec![21, 22], vec![]]), (side::USER, [vec![], vec![21, 22]])]
+        {
+            let bytes = [record.as_bytes(), stack(side, 21).as_bytes()].concat();
+            let found = stall(&bytes).map(|stall| [stall.stack, stall.user_stack]);
+            assert_eq!(found, Some(stacks));
+        }
+    }
+
+    #[test]
+    fn a_stack_that_could_not_be_taken_has_no_frames() {
+        let record = record::Reclaim { stall: common(mechanism::DIRECT, 0), nr_reclaimed: 9 };
+        for len in [0, -14, i32::MIN] {
+            let stack = record::Stack { len, ..stack(side::USER, 21) };
+            let bytes = [record.as_bytes(), stack.as_bytes()].concat();
+            assert_eq!(stall(&bytes).map(|stall| stall.user_stack), Some(vec![]));
+        }
     }
 
     #[test]

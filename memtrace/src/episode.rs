@@ -6,10 +6,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
+use memtrace_common::record::part;
+
 use crate::kind::Kind;
 use crate::scope::{Part, Parts, Scope};
 use crate::stall::{Comm, Detail, Stall, Zone};
 use crate::symbols::Symbols;
+use crate::verdict::{Round, Throttled, Verdict};
 
 /// What a thread lost in one go, in one or several rounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +59,14 @@ pub struct Episode {
     pub status: Option<i32>,
     /// How the time was spent; nothing where that was not measured.
     pub parts: Option<Parts>,
+    /// What the stall by itself says of the reclaim of its target.
+    pub verdict: Option<Verdict>,
+    /// What the last seconds of all threads say of it.
+    pub target_verdict: Option<Verdict>,
     /// The kernel stack at the end of the longest round, innermost frame first; empty unless asked for.
     pub stack: Vec<u64>,
+    /// The stack in user space, likewise.
+    pub user_stack: Vec<u64>,
     /// How long each kind lasted.
     by_kind: [u64; Kind::COUNT],
     /// How long the round lasted that `stack` is of.
@@ -96,13 +105,15 @@ pub struct Episodes {
     /// Those of these threads that were in no further round when last looked at.
     idle: HashSet<u32>,
     finished: VecDeque<Episode>,
+    /// What the rounds say of the reclaim of their targets, as they come: an episode may go on for long.
+    evidence: VecDeque<(u64, Round)>,
 }
 
 /// Most rounds of one scope that are kept until it ends: more than there are retries of one
 /// allocation. What is beyond them counts in the scope's time only.
 const MAX_INSIDE: usize = 64;
 /// Most threads whose rounds are kept; of those beyond, every round is an episode.
-const MAX_THREADS: usize = 16384;
+const MAX_THREADS: usize = 4096;
 
 impl Episodes {
     /// None yet. Rounds less than `gap_ns` nanoseconds apart are one episode; 0 leaves each by itself.
@@ -116,6 +127,7 @@ impl Episodes {
             open: HashMap::new(),
             idle: HashSet::new(),
             finished: VecDeque::new(),
+            evidence: VecDeque::new(),
         }
     }
 
@@ -194,11 +206,19 @@ impl Episodes {
     }
 
     /// The next episode that has ended.
-    pub fn next(&mut self) -> Option<Episode> {
+    pub fn next_finished(&mut self) -> Option<Episode> {
         self.finished.pop_front()
     }
 
+    /// What the next round says of the reclaim of its target, the id of a cgroup or 0 for the host.
+    pub fn next_evidence(&mut self) -> Option<(u64, Round)> {
+        self.evidence.pop_front()
+    }
+
     fn join(&mut self, next: Episode) {
+        if let Some(target) = next.target() {
+            self.evidence.push_back((target, next.evidence()));
+        }
         if self.gap_ns == 0 {
             return self.finished.push_back(next);
         }
@@ -274,7 +294,10 @@ impl Episode {
             zone: None,
             status: None,
             parts: None,
+            verdict: None,
+            target_verdict: None,
             stack: Vec::new(),
+            user_stack: Vec::new(),
             by_kind: [0; Kind::COUNT],
             longest_ns: 0,
         }
@@ -290,6 +313,7 @@ impl Episode {
             self.order = stall.order;
             self.gfp = stall.gfp;
             self.stack.clone_from(&stall.stack);
+            self.user_stack.clone_from(&stall.user_stack);
         }
         self.cgroup_id = self.cgroup_id.or(stall.cgroup_id);
         match &stall.detail {
@@ -334,6 +358,7 @@ impl Episode {
         if next.longest_ns > self.longest_ns {
             self.longest_ns = next.longest_ns;
             self.stack = next.stack;
+            self.user_stack = next.user_stack;
         }
         for (sum, ns) in self.by_kind.iter_mut().zip(next.by_kind) {
             *sum = sum.saturating_add(ns);
@@ -347,6 +372,40 @@ impl Episode {
             all.max_by_key(|kind| (self.by_kind[*kind as usize], std::cmp::Reverse(*kind)));
         if let Some(kind) = longest {
             self.kind = kind;
+        }
+    }
+
+    /// What it reclaimed from, the id of a cgroup or 0 for the host; nothing where it reclaimed from
+    /// nothing, or it is not known from what.
+    #[must_use]
+    pub fn target(&self) -> Option<u64> {
+        match self.kind {
+            _ if self.rounds.reclaim == 0 => None,
+            Kind::Direct | Kind::Node => Some(0),
+            _ => self.target_cgroup_id,
+        }
+    }
+
+    /// What it says of the reclaim of its target.
+    #[must_use]
+    pub fn evidence(&self) -> Round {
+        let slept = |reason: usize| {
+            self.parts.as_ref().map_or(0, |parts| parts.ns[part::THROTTLED + reason])
+        };
+        Round {
+            end_ns: self.end_ns,
+            duration_ns: self.duration_ns,
+            scanned: self.nr_scanned,
+            reclaimed: self.nr_reclaimed,
+            priority: self.priority,
+            rounds: self.rounds.reclaim,
+            throttled: Throttled {
+                writeback_ns: slept(0),
+                isolated_ns: slept(1),
+                noprogress_ns: slept(2),
+                congested_ns: slept(3),
+            },
+            is_compaction: self.rounds.reclaim == 0,
         }
     }
 
@@ -382,5 +441,217 @@ fn least(a: Option<i32>, b: Option<i32>) -> Option<i32> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stall::{Cause, Compaction, Reclaim, ReclaimKind};
+    use crate::symbols::Frame;
+
+    const MS: u64 = 1_000_000;
+
+    fn reclaim(start_ns: u64, duration_ns: u64) -> Stall {
+        Stall {
+            start_ns,
+            duration_ns,
+            pid: 1,
+            tid: 2,
+            uid: 3,
+            cpu: 0,
+            comm: Comm::new(*b"worker\0\0\0\0\0\0\0\0\0\0"),
+            order: Some(9),
+            gfp: Some(7),
+            cgroup_id: Some(70),
+            detail: Detail::Reclaim(Reclaim {
+                kind: ReclaimKind::Direct,
+                limit: None,
+                nr_scanned: Some(10),
+                nr_reclaimed: 4,
+                compaction_ready: false,
+                priority: Some(12),
+                target_cgroup_id: None,
+                free_pages: Some(99),
+                node: None,
+            }),
+            stack: vec![start_ns],
+            user_stack: Vec::new(),
+        }
+    }
+
+    fn compaction(start_ns: u64, duration_ns: u64) -> Stall {
+        let detail = Detail::Compaction(Compaction {
+            cause: Cause::Direct,
+            zone: Some(Zone { node: 0, name: "DMA32".to_owned() }),
+            mode: None,
+            status: 5,
+            scanned: None,
+            watermarks: None,
+            frag_index: None,
+        });
+        Stall { detail, ..reclaim(start_ns, duration_ns) }
+    }
+
+    /// A scope, all of whose time is scanning.
+    fn scope(start_ns: u64, duration_ns: u64) -> Scope {
+        let mut parts = Parts::default();
+        parts.ns[part::SCAN] = duration_ns;
+        let Stall { pid, tid, uid, cpu, comm, cgroup_id, .. } = reclaim(0, 0);
+        let callers = Vec::new();
+        Scope { start_ns, duration_ns, pid, tid, uid, cpu, comm, cgroup_id, parts, callers }
+    }
+
+    fn symbols() -> Symbols {
+        Symbols::from_frames([(5, Frame::of_function("mem_cgroup_handle_over_high", 0x1f))])
+    }
+
+    fn all(mut episodes: Episodes) -> Vec<Episode> {
+        episodes.end();
+        std::iter::from_fn(|| episodes.next_finished()).collect()
+    }
+
+    #[test]
+    fn rounds_less_than_the_gap_apart_are_one() {
+        let mut episodes = Episodes::new(MS, true);
+        // Each ends 10 ns after it began; the third is a whole gap later.
+        for start in [0, MS, 2 * MS + 10] {
+            episodes.round(reclaim(start, 10));
+            episodes.scope(scope(start, 10), &mut symbols());
+        }
+        let all = all(episodes);
+        assert_eq!(all.iter().map(|it| it.rounds.total()).collect::<Vec<_>>(), [2, 1]);
+        let first = &all[0];
+        assert_eq!((first.start_ns, first.end_ns, first.duration_ns), (0, MS + 10, 20));
+        assert_eq!((first.nr_scanned, first.nr_reclaimed), (Some(20), 8));
+        assert_eq!(first.parts.as_ref().map(Parts::total_ns), Some(first.duration_ns));
+    }
+
+    #[test]
+    fn compaction_in_between_is_a_part_of_it() {
+        let mut episodes = Episodes::new(MS, true);
+        for (start, stall) in [(0, reclaim(0, 10)), (20, compaction(20, 30)), (60, reclaim(60, 5))]
+        {
+            let duration_ns = stall.duration_ns;
+            episodes.round(stall);
+            episodes.scope(scope(start, duration_ns), &mut symbols());
+        }
+        let all = all(episodes);
+        let [episode] = &all[..] else { panic!("{all:?}") };
+        assert_eq!(episode.rounds, Rounds { reclaim: 2, compaction: 1, other: 0 });
+        assert_eq!(episode.kind, Kind::Compaction, "it took the longest");
+        assert!(episode.is_of(Kind::Direct) && !episode.is_of(Kind::MemcgMax));
+        assert_eq!(episode.kinds()[&Kind::Direct], 15);
+        assert_eq!(episode.stack, [20], "that of the longest round");
+    }
+
+    #[test]
+    fn other_allocations_and_other_threads_are_apart() {
+        let mut episodes = Episodes::new(MS, false);
+        episodes.round(reclaim(0, 10));
+        episodes.round(Stall { order: Some(0), ..reclaim(20, 10) });
+        episodes.round(Stall { order: Some(0), gfp: Some(8), ..reclaim(40, 10) });
+        episodes.round(Stall { tid: 9, ..reclaim(60, 10) });
+        assert_eq!(all(episodes).len(), 4);
+    }
+
+    #[test]
+    fn each_round_stands_for_itself_without_a_gap() {
+        let mut episodes = Episodes::new(0, false);
+        for start in [0, 10, 20] {
+            episodes.round(reclaim(start, 10));
+        }
+        let rounds: Vec<_> = std::iter::from_fn(|| episodes.next_finished()).collect();
+        assert_eq!(rounds.len(), 3, "nothing is waited for");
+        assert!(rounds.iter().all(|round| round.parts.is_none()));
+    }
+
+    #[test]
+    fn an_episode_ends_when_nothing_can_be_added_any_more() {
+        let mut episodes = Episodes::new(MS, false);
+        episodes.round(reclaim(0, 10));
+        for now_ns in [MS + 10, MS + 10, MS + 11] {
+            episodes.expire(now_ns, |_| None);
+            assert_eq!(episodes.next_finished(), None);
+        }
+        // What had been delivered before the last look has been taken by now.
+        episodes.expire(MS + 12, |_| None);
+        assert_eq!(episodes.next_finished().map(|it| it.rounds.total()), Some(1));
+    }
+
+    #[test]
+    fn an_episode_goes_on_while_its_next_round_does() {
+        let mut episodes = Episodes::new(MS, false);
+        episodes.round(reclaim(0, 10));
+        for now_ns in [2 * MS, 3 * MS] {
+            episodes.expire(now_ns, |_| Some(MS));
+            assert_eq!(episodes.next_finished(), None);
+        }
+        episodes.expire(4 * MS, |_| None);
+        episodes.round(reclaim(MS, 2 * MS));
+        episodes.expire(4 * MS + 1, |_| None);
+        assert_eq!(episodes.next_finished(), None);
+        // One that began later, or whose end was not seen, is none of it.
+        episodes.expire(4 * MS + 2, |_| Some(4 * MS));
+        assert_eq!(episodes.next_finished().map(|it| it.rounds.total()), Some(2));
+        episodes.round(reclaim(5 * MS, 10));
+        for now_ns in [7 * MS, 8 * MS] {
+            episodes.expire(now_ns, |_| Some(MS));
+        }
+        assert_eq!(episodes.next_finished().map(|it| it.rounds.total()), Some(1));
+    }
+
+    #[test]
+    fn what_is_not_of_the_scope_is_left_out() {
+        let mut episodes = Episodes::new(MS, true);
+        // Its scope was lost.
+        episodes.round(reclaim(0, 10));
+        episodes.round(reclaim(5 * MS, 10));
+        episodes.scope(scope(5 * MS - 5, 20), &mut symbols());
+        let all = all(episodes);
+        let [episode] = &all[..] else { panic!("{all:?}") };
+        assert_eq!((episode.rounds.reclaim, episode.duration_ns), (1, 20));
+    }
+
+    #[test]
+    fn a_section_without_rounds_is_what_its_callers_say() {
+        let mut episodes = Episodes::new(MS, true);
+        episodes.scope(Scope { callers: vec![5], ..scope(0, 10) }, &mut symbols());
+        episodes.scope(Scope { callers: vec![6], ..scope(20, 10) }, &mut symbols());
+        let kinds: Vec<_> = all(episodes).iter().map(|it| (it.kind, it.rounds.other)).collect();
+        assert_eq!(kinds, [(Kind::Penalty, 1), (Kind::Memstall, 1)]);
+    }
+
+    #[test]
+    fn a_soft_limit_inside_of_direct_reclaim_counts_once() {
+        let softlimit = |start, duration| {
+            let mut stall = reclaim(start, duration);
+            if let Detail::Reclaim(reclaim) = &mut stall.detail {
+                reclaim.kind = ReclaimKind::Softlimit;
+            }
+            stall
+        };
+        let mut episodes = Episodes::new(MS, false);
+        episodes.round(softlimit(0, 10));
+        episodes.round(softlimit(9 * MS, 10));
+        episodes.round(reclaim(9 * MS - 5, 50));
+        episodes.round(softlimit(20 * MS, 7));
+        let durations: Vec<_> = all(episodes).iter().map(|it| it.duration_ns).collect();
+        assert_eq!(durations, [10, 50, 7]);
+    }
+
+    #[test]
+    fn tables_are_bounded() {
+        let mut episodes = Episodes::new(MS, true);
+        for round in 0..10 * MAX_INSIDE as u64 {
+            episodes.round(reclaim(round, 1));
+        }
+        assert_eq!(episodes.inside[&2].len(), MAX_INSIDE);
+        for tid in 0..2 * u32::try_from(MAX_THREADS).unwrap() {
+            episodes.round(Stall { tid, ..reclaim(0, 10) });
+            assert!(episodes.inside.len() <= MAX_THREADS);
+            episodes.scope(Scope { tid, ..scope(0, 10) }, &mut symbols());
+            assert!(episodes.open.len() <= MAX_THREADS);
+        }
     }
 }

@@ -374,6 +374,7 @@ mod tests {
                 node: None,
             }),
             stack: Vec::new(),
+            user_stack: Vec::new(),
         }
     }
 

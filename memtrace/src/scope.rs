@@ -133,6 +133,8 @@ pub struct Oom {
     pub victim_cgroup_id: Option<u64>,
     /// The kernel stack, innermost frame first; empty unless asked for.
     pub stack: Vec<u64>,
+    /// The stack in user space, likewise.
+    pub user_stack: Vec<u64>,
 }
 
 #[cfg(test)]

@@ -34,6 +34,9 @@ pub struct Stall {
     pub detail: Detail,
     /// The kernel stack at the end, innermost frame first; empty unless asked for.
     pub stack: Vec<u64>,
+    /// The stack in user space at the end, innermost frame first; empty unless asked for, and of a
+    /// thread of the kernel's.
+    pub user_stack: Vec<u64>,
 }
 
 /// What held the thread up, with what only this mechanism has.

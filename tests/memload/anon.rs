@@ -3,7 +3,12 @@
 use std::thread;
 
 use anyhow::Result;
-use tests::{anon::Anon, churn::Scratch, swap::SwapFile, until::Until};
+use tests::{
+    anon::Anon,
+    churn::{Passes, Scratch},
+    swap::SwapFile,
+    until::Until,
+};
 
 use crate::{
     churn,
@@ -48,7 +53,9 @@ pub fn run(args: &AnonArgs) -> Result<()> {
     let until = Until::new(args.time.duration, &session.stop);
     let (pages, files) = thread::scope(|scope| {
         let beside = scratch.as_ref().map(|scratch| {
-            scope.spawn(|| churn::alongside(scratch, args.time.duration, &session.stop))
+            scope.spawn(|| {
+                churn::alongside(scratch, Passes::WriteAndRead, args.time.duration, &session.stop)
+            })
         });
         let pages = anon.run(&until);
         let files = beside

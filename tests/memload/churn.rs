@@ -1,10 +1,10 @@
 //! `memload churn`: the page cache.
 
-use std::sync::atomic::AtomicBool;
+use std::{sync::atomic::AtomicBool, time::Duration};
 
 use anyhow::{Context as _, Result};
 use rustix::thread::Uid;
-use tests::churn::{Churn, Done, Lifetime, Scratch};
+use tests::churn::{Churn, Done, Lifetime, Passes, Scratch};
 
 use crate::{
     cli::{ChurnArgs, MIB},
@@ -47,6 +47,7 @@ pub fn run(args: &ChurnArgs) -> Result<()> {
         end_with_parent()?;
     }
     let churn = Churn {
+        passes: Passes::WriteAndRead,
         lifetime: if args.brief { Lifetime::Brief } else { Lifetime::Whole },
         comm: args.comm.clone(),
         duration: args.time.duration,
@@ -64,10 +65,11 @@ pub fn run(args: &ChurnArgs) -> Result<()> {
 /// Reads and writes as another mode's companion, until `stop` is set or the time is over.
 pub fn alongside(
     scratch: &Scratch,
-    duration: std::time::Duration,
+    passes: Passes,
+    duration: Duration,
     stop: &AtomicBool,
 ) -> Result<Done> {
-    Churn { lifetime: Lifetime::Whole, comm: None, duration }.run(scratch, stop, || ())
+    Churn { passes, lifetime: Lifetime::Whole, comm: None, duration }.run(scratch, stop, || ())
 }
 
 /// What was done, in words.

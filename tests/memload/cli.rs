@@ -37,6 +37,12 @@ pub enum Command {
     Thp(ThpArgs),
     /// Ask the kernel to compact all memory, by writing to /proc/sys/vm/compact_memory
     Compact(CompactArgs),
+    /// Read files again and again that are some larger than memory may be
+    Thrash(ThrashArgs),
+    /// Write files faster than the disk does
+    Dirty(DirtyArgs),
+    /// Fill a cgroup with anonymous memory that cannot be reclaimed, as there is no swap
+    Hopeless(HopelessArgs),
     /// Start processes that take memory until the kernel kills them
     Oom(OomArgs),
     /// For `oom`: be such a process
@@ -183,6 +189,66 @@ pub struct CompactArgs {
     /// For tests: print `ready` and begin when a line is read
     #[arg(long, hide = true)]
     pub hold: bool,
+}
+
+/// A cgroup for a load that is of use in one only.
+#[derive(Args)]
+pub struct CgroupArgs {
+    /// Limit of the cgroup that is made for the load, in bytes or with K, M or G behind
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = limit)]
+    pub limit: u64,
+    /// Make it a limit beyond which threads are slowed down (memory.high, cgroup v2) instead of one
+    /// that is never exceeded
+    #[arg(long)]
+    pub high: bool,
+}
+
+#[derive(Args)]
+pub struct ThrashArgs {
+    #[command(flatten)]
+    pub cgroup: CgroupArgs,
+    /// Size of all files together [default: one and a half times the limit]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub size: Option<u64>,
+    /// Number of threads
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u16).range(1..=256))]
+    pub threads: u16,
+    #[command(flatten)]
+    pub time: TimeArgs,
+    /// Where to put the files, which have no names and are gone at the end: a directory on a disk
+    #[arg(long, value_name = "PATH", default_value = "/var/tmp")]
+    pub dir: PathBuf,
+}
+
+#[derive(Args)]
+pub struct DirtyArgs {
+    /// Limit of the cgroup that is made for the load, memory.high where there is one, in bytes or with
+    /// K, M or G behind
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = limit)]
+    pub limit: u64,
+    /// Bytes that the disk may write for the cgroup in a second: not before cgroup v2 with an io
+    /// controller; otherwise as much as it can
+    #[arg(long, value_name = "SIZE", default_value = "4M", value_parser = size)]
+    pub speed: u64,
+    /// Number of threads
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u16).range(1..=256))]
+    pub threads: u16,
+    #[command(flatten)]
+    pub time: TimeArgs,
+    /// Where to put the files, which have no names and are gone at the end: a directory on a disk
+    #[arg(long, value_name = "PATH", default_value = "/var/tmp")]
+    pub dir: PathBuf,
+}
+
+#[derive(Args)]
+pub struct HopelessArgs {
+    #[command(flatten)]
+    pub cgroup: CgroupArgs,
+    #[command(flatten)]
+    pub time: TimeArgs,
+    /// Where to put the file for the little memory that is left: a directory on a disk
+    #[arg(long, value_name = "PATH", default_value = "/var/tmp")]
+    pub dir: PathBuf,
 }
 
 #[derive(Args)]

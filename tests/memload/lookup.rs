@@ -3,7 +3,11 @@
 use std::thread;
 
 use anyhow::Result;
-use tests::{churn::Scratch, lookup::Lookup, until::Until};
+use tests::{
+    churn::{Passes, Scratch},
+    lookup::Lookup,
+    until::Until,
+};
 
 use crate::{
     churn,
@@ -33,7 +37,9 @@ pub fn run(args: &LookupArgs) -> Result<()> {
     let lookup = Lookup { threads: args.threads.into(), dir: args.dir.clone() };
     let until = Until::new(args.time.duration, &session.stop);
     let (names, file) = thread::scope(|scope| {
-        let beside = scope.spawn(|| churn::alongside(&scratch, args.time.duration, &session.stop));
+        let beside = scope.spawn(|| {
+            churn::alongside(&scratch, Passes::WriteAndRead, args.time.duration, &session.stop)
+        });
         let names = lookup.run(&until);
         let file = beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok::<_, anyhow::Error>((names?, file?))

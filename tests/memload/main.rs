@@ -5,12 +5,15 @@ mod anon;
 mod churn;
 mod cli;
 mod compact;
+mod dirty;
+mod hopeless;
 mod lookup;
 mod oom;
 mod place;
 mod reclaim;
 mod session;
 mod thp;
+mod thrash;
 
 use std::process::ExitCode;
 
@@ -26,6 +29,9 @@ fn main() -> ExitCode {
         Command::Lookup(args) => lookup::run(&args),
         Command::Thp(args) => thp::run(&args),
         Command::Compact(args) => compact::run(&args),
+        Command::Thrash(args) => thrash::run(&args),
+        Command::Dirty(args) => dirty::run(&args),
+        Command::Hopeless(args) => hopeless::run(&args),
         Command::Oom(args) => oom::run(&args),
         Command::Victim(args) => oom::run_victim(&args),
     };

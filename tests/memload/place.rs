@@ -10,7 +10,7 @@ use tests::{
     vmstat::meminfo,
 };
 
-use crate::cli::{MIB, PlaceArgs};
+use crate::cli::{CgroupArgs, MIB, PlaceArgs};
 
 /// Where a load takes its memory from.
 pub struct Place {
@@ -30,6 +30,11 @@ impl Place {
             let ballast = args.leave.map(Ballast::leaving).transpose()?;
             return Ok(Self { cgroup: None, room: meminfo("MemAvailable")?, _ballast: ballast });
         }
+        Self::cgroup(&CgroupArgs { limit: args.limit, high: args.high })
+    }
+
+    /// Makes a cgroup, for a load that is of use in one only.
+    pub fn cgroup(args: &CgroupArgs) -> Result<Self> {
         let limit = if args.high { Limit::High(args.limit) } else { Limit::Max(args.limit) };
         let cgroup = Cgroup::limited_by("memload", limit)?;
         Ok(Self { cgroup: Some(cgroup), room: args.limit, _ballast: None })

@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, thread};
 use anyhow::{Result, ensure};
 use tests::{
     cgroup::{Cgroup, Limit},
-    churn::Scratch,
+    churn::{Passes, Scratch},
     until::Until,
 };
 
@@ -41,7 +41,9 @@ pub fn run(args: &ReclaimArgs) -> Result<()> {
     let until = Until::new(args.time.duration, &session.stop);
     let mut times: u64 = 0;
     let files = thread::scope(|scope| {
-        let files = scope.spawn(|| churn::alongside(&scratch, args.time.duration, &session.stop));
+        let files = scope.spawn(|| {
+            churn::alongside(&scratch, Passes::WriteAndRead, args.time.duration, &session.stop)
+        });
         while !until.is_over() {
             thread::sleep(args.pause);
             if let Err(err) = cgroup.reclaim(args.limit / 8) {

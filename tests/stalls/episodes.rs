@@ -94,28 +94,38 @@ fn one_for_each_huge_page() -> Result<()> {
     assert!(failed >= 10, "only {failed} huge pages were refused");
     let episodes = of_huge_pages(&merged);
     let singles = of_huge_pages(&rounds);
-    let mut stalled = 0;
+    let [mut stalled, mut known] = [0; 2];
     for (begin_ns, end_ns) in spans {
         let within = |episode: &&&Episode| begin_ns <= episode.start_ns && episode.end_ns <= end_ns;
         let episodes: Vec<_> = episodes.iter().filter(within).collect();
         let singles: Vec<_> = singles.iter().filter(within).collect();
-        assert_eq!(episodes.len(), singles.len().min(1), "{episodes:#?} of {singles:#?}");
-        stalled += episodes.len();
-        for episode in episodes {
-            let sum = |of: fn(&Episode) -> u64| singles.iter().map(|it| of(it)).sum::<u64>();
-            assert_eq!(episode.rounds[0], sum(|it| it.rounds[0]), "{}", episode.value);
-            assert_eq!(episode.rounds[1], sum(|it| it.rounds[1]), "{}", episode.value);
-            assert!(episode.rounds[0] + episode.rounds[1] > 0, "{}", episode.value);
+        // The kernel may try on the own node first, with other flags.
+        let mut flags: Vec<_> = singles.iter().map(|it| &it.value["gfp"]).collect();
+        flags.dedup();
+        assert_eq!(episodes.len(), flags.len(), "{episodes:#?} of {singles:#?}");
+        stalled += usize::from(!episodes.is_empty());
+        known += episodes.len();
+        let rounds = |all: &[&&Episode], of: usize| all.iter().map(|it| it.rounds[of]).sum::<u64>();
+        for of in [0, 1] {
+            assert_eq!(
+                rounds(&episodes, of),
+                rounds(&singles, of),
+                "{episodes:#?} of {singles:#?}"
+            );
         }
     }
-    assert_eq!(stalled, episodes.len(), "episodes that are of no huge page that was asked for");
+    assert_eq!(known, episodes.len(), "episodes that are of no huge page that was asked for");
     // Who is refused one has waited for it, who is given one need not have.
     assert!(
         (failed..=ASKED as u64).contains(&(stalled as u64)),
-        "{stalled} episodes for {failed} huge pages refused"
+        "{stalled} huge pages waited for, and {failed} refused"
     );
     let retried = episodes.iter().filter(|episode| episode.rounds[0] + episode.rounds[1] > 1);
-    println!("{stalled} episodes, {} of several rounds; {} rounds", retried.count(), singles.len());
+    println!(
+        "{stalled} waited for in {known} episodes, {} of several rounds; {} rounds",
+        retried.count(),
+        singles.len()
+    );
     for round in rounds.episodes.iter().filter(|round| round.order != Some(ORDER)) {
         println!("beside: {} of order {:?}, {:?}", round.kind, round.order, round.rounds);
     }

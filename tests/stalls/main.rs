@@ -9,7 +9,6 @@ mod parts;
 #[cfg(feature = "guest")]
 mod pressure;
 mod rounds;
-#[cfg(feature = "guest")]
 mod throttled;
 
 use std::path::Path;

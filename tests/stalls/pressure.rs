@@ -17,10 +17,10 @@ use super::{memload, stopped};
 
 /// How far the two may be apart: one part in so many of the time, one percent.
 const APART: u64 = 100;
-/// What the two may be apart in each section, in nanoseconds: between memtrace's probe and the place
-/// where the kernel looks at its clock there is all that a probe on a function costs, which an emulated CPU takes
-/// so long for.
-const EACH_NS: u64 = 60_000;
+/// What the two may be apart in each section, in nanoseconds: where memtrace has looked at its clock at the
+/// end, it delivers what it has seen before the kernel looks at its own, for which an emulated CPU takes
+/// some 20 us.
+const EACH_NS: u64 = 50_000;
 /// The shortest pressure, in nanoseconds, that proves something.
 const ENOUGH_NS: u64 = 500_000_000;
 

@@ -1,30 +1,45 @@
 //! Throttling, against what the kernel says of each of its sleeps.
 
-use anyhow::{Context as _, Result};
-use rustix::mm::{MlockAllFlags, mlockall};
+use anyhow::Result;
 use tests::{
-    episodes::assert_parts_add_up, host::require_guest, load::Load, run::Memtrace,
+    cgroup::{Hierarchy, Version},
+    episodes::assert_parts_add_up,
+    load::Load,
+    rows,
+    run::Memtrace,
     timeline::Recorder,
 };
 
 use super::{memload, stopped};
 
-/// The kernel's longest jiffy. It counts its sleeps in jiffies, begun ones whole, and may be one off at either end.
+/// The kernel's longest jiffy. It counts its sleeps in jiffies, and may be one off at either end.
 const JIFFY_NS: u64 = 10_000_000;
 
-/// Processes that take memory until there is none, and nothing can be reclaimed for them.
+/// Fewer stalls than this prove nothing.
+const ENOUGH: usize = 100;
+
+/// Who writes faster than the disk takes it. Only in cgroup v1 reclaim itself has writers sleep; in v2
+/// they do before, in `balance_dirty_pages()`.
 #[test]
-fn without_progress() -> Result<()> {
-    require_guest();
-    // Where every page is wanted, the test would wait for its own code for minutes.
-    mlockall(MlockAllFlags::CURRENT).context("cannot lock the test's memory")?;
-    // Both take memory of their own first.
+fn writers() -> Result<()> {
     let recorder = Recorder::start("memload")?;
-    let memtrace = Memtrace::start(&["stalls", "--rounds", "--json", "-n", "memload"]);
-    let args = ["oom", "--whole-machine", "--leave", "32M", "--victims", "2", "--kills", "4"];
-    let mut load = Load::of(memload(), &[&args[..], &["--duration", "5m"]].concat())?;
-    load.go()?;
-    println!("{}", load.wait()?);
+    let args = ["dirty", "--limit", "16M", "--threads", "2", "--duration", "5m"];
+    let mut load = Load::of(memload(), &args)?;
+    let pid = load.id();
+    let memtrace = Memtrace::start(&["stalls", "--rounds", "--json", "-p", &pid.to_string()]);
+    let has_to_throttle = Hierarchy::memory()?.version == Version::V1 && Recorder::has_throttled()?;
+    let (mut lines, mut enough) = (0, false);
+    load.work_until("memtrace to show stalls of the load", || {
+        if memtrace.lines() > lines + ENOUGH {
+            lines = memtrace.lines();
+            let shown = memtrace.stdout();
+            let throttled = shown.matches("\"throttled:").count();
+            enough = rows::tids(&shown, Some(pid)).len() >= ENOUGH
+                && (!has_to_throttle || throttled >= ENOUGH / 4);
+        }
+        enough
+    })?;
+    println!("{}", load.stop()?);
     let stalls = stopped(memtrace)?;
     let timeline = recorder.stop()?;
     assert_parts_add_up(&stalls.episodes);
@@ -37,11 +52,6 @@ fn without_progress() -> Result<()> {
         assert!(
             ours.abs_diff(ns) <= 2 * JIFFY_NS * count,
             "{ours} ns throttled, by the kernel {ns} ns in {count} sleeps: {}",
-            episode.value
-        );
-        assert!(
-            ours <= spent.blocked_ns + JIFFY_NS * count,
-            "more than it slept: {}",
             episode.value
         );
         for (reason, (_, ns)) in &spent.throttled {
@@ -57,13 +67,9 @@ fn without_progress() -> Result<()> {
         ours_ns += ours;
     }
     println!("{events} sleeps of {theirs_ns} ns by the kernel, {ours_ns} ns by memtrace");
-    // Before 5.16 only who waited for writeback was throttled, and there is none here.
-    let has_reasons = stalls.watched.iter().any(|kind| kind == "throttled");
-    assert!(has_reasons, "{:?}", stalls.not_watched);
-    if Recorder::has_throttled()? {
-        assert!(events >= 10, "only {events} sleeps");
-    } else {
-        assert_eq!(events, 0, "sleeps for congestion");
-    }
+    assert!(
+        ours_ns.abs_diff(theirs_ns) <= JIFFY_NS * events,
+        "{ours_ns} ns throttled, by the kernel {theirs_ns} ns in {events} sleeps"
+    );
     Ok(())
 }

@@ -67,6 +67,19 @@ pub fn map_small_pages(bytes: usize) -> io::Result<MmapMut> {
     }
 }
 
+/// Takes `bytes` bytes of memory, as far as it comes before the time is over, which is looked at before
+/// each page: a page can take seconds. Adds to `taken` how many they are.
+pub fn fill(bytes: u64, until: &Until<'_>, taken: &mut u64) -> Result<MmapMut> {
+    let mut memory = map_small_pages(usize::try_from(bytes).context("too much memory")?)
+        .context("cannot map memory")?;
+    let size = rustix::param::page_size();
+    for page in memory.chunks_mut(size).take_while(|_| !until.is_over()) {
+        page[0] = 1;
+        *taken += size as u64;
+    }
+    Ok(memory)
+}
+
 /// Writes to every page, and adds their number to `pages`. Gives whether it came to the end before
 /// the time was over.
 pub fn touch(memory: &mut MmapMut, until: &Until<'_>, pages: &AtomicU64) -> bool {

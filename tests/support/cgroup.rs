@@ -209,6 +209,26 @@ impl Cgroup {
         }
     }
 
+    /// Limits what its threads have written to the disk that the directory `dir` is on, to so many bytes a
+    /// second. Gives false where that cannot be: without an io controller in cgroup v2, or on a file
+    /// system without a disk of its own.
+    pub fn limit_writing(&self, dir: &Path, bytes: u64) -> Result<bool> {
+        let meta =
+            fs::metadata(dir).with_context(|| format!("no directory `{}`", dir.display()))?;
+        let root = &self.hierarchy.mount;
+        let Some(disk) = disk(meta.dev()) else { return Ok(false) };
+        let offered = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        if self.hierarchy.version == Version::V1
+            || !offered.split_whitespace().any(|name| name == "io")
+        {
+            return Ok(false);
+        }
+        fs::write(root.join("cgroup.subtree_control"), "+io")
+            .with_context(|| format!("cannot write `+io` to `{}`", root.display()))?;
+        self.write("io.max", &format!("{disk} wbps={bytes}"))?;
+        Ok(true)
+    }
+
     fn set_limit(&self, limit: Limit) -> Result<()> {
         let (file, bytes) = match (limit, self.hierarchy.version) {
             (Limit::Max(bytes), Version::V1) => ("memory.limit_in_bytes", bytes),
@@ -257,6 +277,16 @@ impl Drop for Cgroup {
             eprintln!("{err:#}");
         }
     }
+}
+
+/// The disk of the device `dev`, which can be a part of it, as `MAJOR:MINOR`.
+fn disk(dev: u64) -> Option<String> {
+    let device = format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev));
+    let path = fs::canonicalize(Path::new("/sys/dev/block").join(&device)).ok()?;
+    if !path.join("partition").exists() {
+        return Some(device);
+    }
+    Some(fs::read_to_string(path.parent()?.join("dev")).ok()?.trim().to_owned())
 }
 
 /// Lets the cgroups below one of cgroup v2 have a memory controller.

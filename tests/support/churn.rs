@@ -5,6 +5,7 @@ use std::{
     ffi::CString,
     fs::{self, File},
     io,
+    num::NonZeroU64,
     os::unix::fs::FileExt as _,
     path::Path,
     sync::{
@@ -27,6 +28,17 @@ const BRIEF_CHUNKS: u64 = 16;
 /// One pass in so many writes, the others read.
 const WRITING_PASSES: u64 = 4;
 
+/// What a thread does to its file, from the begin to the end again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passes {
+    /// Write it, and then read it three times.
+    WriteAndRead,
+    /// Write it once, and then read it.
+    Read,
+    /// Write it, and never wait for the disk.
+    Write,
+}
+
 /// File systems that keep files in memory: there is nothing to reclaim in their pages without swap.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const RAMFS_MAGIC: u64 = 0x8584_58f6;
@@ -43,7 +55,9 @@ pub enum Lifetime {
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Churn {
-    /// How long each of the threads lives.
+    /// What each of the threads does to its file.
+    pub passes: Passes,
+    /// How long each of them lives.
     pub lifetime: Lifetime,
     /// Their name, if not the program's.
     pub comm: Option<CString>,
@@ -228,12 +242,23 @@ impl Work<'_> {
     fn chunk(&self, number: u64, file: &File, buffer: &mut [u8]) -> io::Result<()> {
         let size = buffer.len() as u64;
         let (pass, at) = (number / self.chunks, number % self.chunks * size);
-        if pass.is_multiple_of(WRITING_PASSES) {
+        let writes = match self.churn.passes {
+            Passes::WriteAndRead => pass.is_multiple_of(WRITING_PASSES),
+            Passes::Read => pass == 0,
+            Passes::Write => true,
+        };
+        if writes {
             file.write_all_at(buffer, at)?;
-            // Cgroup v1 lets a cgroup fill up with dirty pages, and then finds none to reclaim.
-            file.sync_data()?;
         } else {
             file.read_exact_at(buffer, at)?;
+        }
+        if writes && self.churn.passes != Passes::Write {
+            // Cgroup v1 lets a cgroup fill up with dirty pages, and then finds none to reclaim.
+            file.sync_data()?;
+        }
+        if self.churn.passes == Passes::Read && writes {
+            // Nothing is in memory when the reading begins.
+            fadvise(file, at, NonZeroU64::new(size), Advice::DontNeed)?;
         }
         self.bytes.fetch_add(size, Ordering::Relaxed);
         Ok(())

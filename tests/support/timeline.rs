@@ -242,7 +242,9 @@ impl Reader {
     }
 
     fn throttled(&mut self, event: &Event<'_>, reason: &str) -> Result<()> {
-        let delayed_us: u64 = event.number("usec_delayed")?;
+        // The kernel itself has misspelt the one.
+        let delayed_us: u64 =
+            event.number("usect_delayed").or_else(|_| event.number("usec_delayed"))?;
         let reason = reason.trim_start_matches("VMSCAN_THROTTLE_").to_owned();
         let throttled = Throttled { at_ns: event.at_ns, delayed_ns: delayed_us * 1000, reason };
         self.timeline.0.entry(event.tid).or_default().throttled.push(throttled);

@@ -28,37 +28,12 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
     let proactive = btf.member("scan_control", "proactive").filter(|member| member.bits == 1);
     let free_area = btf.member("zone", "free_area");
     let node_zones = btf.member("pglist_data", "node_zones");
-    let isolate = btf.tracepoint_args("mm_vmscan_lru_isolate").unwrap_or_default();
-    let args = |event| btf.tracepoint_args(event).unwrap_or_default();
     let in_memstall = btf.member("task_struct", "in_memstall").filter(|member| member.bits == 1);
 
     KernelLayout {
         readable_task: btf
             .enumerator("bpf_func_id", "BPF_FUNC_get_current_task_btf")
             .map_or(ABSENT, |_| 0),
-        reclaim_args: RECLAIM_BEGIN.map(|event| reclaim_args(btf, event)),
-        reclaim_records: RECLAIM_BEGIN.map(|event| reclaim_record(btf, event)),
-        compaction_args: compaction_args(btf),
-        isolate_args: IsolateFields {
-            scanned: position(&isolate, &UNSIGNED_LONG, 1),
-            lru: last_position(&isolate, "int"),
-        },
-        isolate_record: IsolateFields {
-            scanned: offset("trace_event_raw_mm_vmscan_lru_isolate", "nr_scanned"),
-            lru: offset("trace_event_raw_mm_vmscan_lru_isolate", "lru"),
-        },
-        throttled_args: throttled_args(&args("mm_vmscan_throttled")),
-        throttled_record: ThrottledFields {
-            delayed: offset("trace_event_raw_mm_vmscan_throttled", "usec_delayed"),
-            reason: offset("trace_event_raw_mm_vmscan_throttled", "reason"),
-        },
-        shrink_arg: pointer_position(&args("mm_shrink_slab_start"), "shrinker"),
-        shrink_record: offset("trace_event_raw_mm_shrink_slab_start", "shrink"),
-        shrinker_scan_objects: offset("shrinker", "scan_objects"),
-        switch_next_arg: last_pointer_position(&args("sched_switch"), "task_struct"),
-        victim_task_arg: pointer_position(&args("mark_victim"), "task_struct"),
-        victim_pid_arg: position(&args("mark_victim"), &["int"], 0),
-
         task_reclaim_state: offset("task_struct", "reclaim_state"),
         task_cgroups: offset("task_struct", "cgroups"),
         task_group_leader: offset("task_struct", "group_leader"),
@@ -131,6 +106,39 @@ pub fn find(btf: &Btf<'_>, memory_nodes: &[u32]) -> KernelLayout {
         migrate_async: btf.enumerator("migrate_mode", "MIGRATE_ASYNC").unwrap_or(0),
         migrate_sync_light: btf.enumerator("migrate_mode", "MIGRATE_SYNC_LIGHT").unwrap_or(1),
         migrate_sync: btf.enumerator("migrate_mode", "MIGRATE_SYNC").unwrap_or(2),
+        ..tracepoints(btf)
+    }
+}
+
+/// What the tracepoints tell, and nothing else.
+fn tracepoints(btf: &Btf<'_>) -> KernelLayout {
+    let offset = |name, path| btf.member(name, path).map_or(ABSENT, |member| member.offset());
+    let args = |event| btf.tracepoint_args(event).unwrap_or_default();
+    let isolate = args("mm_vmscan_lru_isolate");
+    KernelLayout {
+        reclaim_args: RECLAIM_BEGIN.map(|event| reclaim_args(btf, event)),
+        reclaim_records: RECLAIM_BEGIN.map(|event| reclaim_record(btf, event)),
+        compaction_args: compaction_args(btf),
+        isolate_args: IsolateFields {
+            scanned: position(&isolate, &UNSIGNED_LONG, 1),
+            lru: last_position(&isolate, "int"),
+        },
+        isolate_record: IsolateFields {
+            scanned: offset("trace_event_raw_mm_vmscan_lru_isolate", "nr_scanned"),
+            lru: offset("trace_event_raw_mm_vmscan_lru_isolate", "lru"),
+        },
+        throttled_args: throttled_args(&args("mm_vmscan_throttled")),
+        throttled_record: ThrottledFields {
+            delayed: offset("trace_event_raw_mm_vmscan_throttled", "usec_delayed"),
+            reason: offset("trace_event_raw_mm_vmscan_throttled", "reason"),
+        },
+        shrink_arg: pointer_position(&args("mm_shrink_slab_start"), "shrinker"),
+        shrink_record: offset("trace_event_raw_mm_shrink_slab_start", "shrink"),
+        shrinker_scan_objects: offset("shrinker", "scan_objects"),
+        switch_next_arg: last_pointer_position(&args("sched_switch"), "task_struct"),
+        victim_task_arg: pointer_position(&args("mark_victim"), "task_struct"),
+        victim_pid_arg: position(&args("mark_victim"), &["int"], 0),
+        ..KernelLayout::ABSENT
     }
 }
 

@@ -57,6 +57,7 @@ pub(super) fn load(request: &Request, plan: &Plan, kernel: &Kernel) -> Result<Eb
         (request.extended, wanted::EXTENDED),
         (request.cgroups, wanted::CGROUP),
         (request.stacks, wanted::STACK),
+        (request.user_stacks, wanted::USER_STACK),
         (request.uids, wanted::UID),
         (request.tell_apart == Some(By::Process), wanted::PROCESS_NAME),
         (matches!(&request.subject, Subject::Stalls(stalls) if stalls.parts), wanted::PARTS),

@@ -61,6 +61,8 @@ pub struct Request {
     pub uids: bool,
     /// Whether to take kernel stacks.
     pub stacks: bool,
+    /// Whether to take stacks in user space.
+    pub user_stacks: bool,
     /// What to tell stalls apart by where only their histograms are wanted. They are counted in the
     /// kernel then, if it lets them be counted exactly.
     pub tell_apart: Option<By>,

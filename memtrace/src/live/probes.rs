@@ -1,5 +1,7 @@
 //! Which probes a request needs on this kernel, and what of it this kernel does not have.
 
+use std::path::Path;
+
 use memtrace_common::layout::ABSENT;
 
 use super::{LiveError, Request, Stalls, Subject, tallies};
@@ -124,6 +126,9 @@ pub fn tracepoints() -> Vec<&'static str> {
         .collect()
 }
 
+/// Where the kernel says how to probe functions, if it lets them be probed.
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
+
 /// What memory limits need and the kernel's command line can take away.
 const NO_CONTROLLER: &str = "memory controller, which is disabled by cgroup_disable=memory";
 
@@ -160,6 +165,11 @@ impl Plan {
                 "names of functions (kernel.kptr_restrict or privileges hide /proc/kallsyms)"
                     .to_owned(),
             );
+        }
+        if request.user_stacks
+            && let Err(why) = symbols::can_name_programs()
+        {
+            plan.unavailable.push(format!("names of functions in user space ({why})"));
         }
         if request.extended && kernel.gfp.0.is_empty() {
             let reason = "names of gfp flags (no tracefs that may be read, none in its BTF)";
@@ -347,7 +357,7 @@ impl Plan {
         } else {
             self.coverage.lacks(Kind::Oom, "no tracepoint mark_victim");
         }
-        if stalls.parts {
+        if self.probes.contains(&MEMSTALL_LEAVE) {
             self.probes.push(MEMSTALL_ENTER);
         }
         Ok(())
@@ -397,7 +407,11 @@ impl Plan {
         } else {
             self.coverage.lacks(Kind::Throttled, "no tracepoint mm_vmscan_throttled");
         }
-        self.probes.push(MEMSTALL_LEAVE);
+        if Path::new(KPROBES).exists() {
+            self.probes.push(MEMSTALL_LEAVE);
+        } else {
+            self.does_without_functions("this kernel has no kprobes");
+        }
     }
 
     /// Leaves a probe out that this kernel refuses, if the rest makes sense without.
@@ -406,11 +420,14 @@ impl Plan {
             return Err(error);
         }
         self.probes.retain(|other| other.kind != ProgramKind::Function);
-        let reason = error.reason();
-        for kind in Kind::OF_MEMSTALL {
-            self.coverage.lacks(kind, &reason);
-        }
+        self.does_without_functions(&error.reason());
         Ok(())
+    }
+
+    fn does_without_functions(&mut self, why: &str) {
+        for kind in Kind::OF_MEMSTALL {
+            self.coverage.lacks(kind, why);
+        }
     }
 
     fn lacks(&mut self, offset: u32, feature: &str, reason: &str) {

@@ -6,13 +6,15 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::json::{Json, Object, Time, line};
-use super::parts;
 use super::words::status_name;
+use super::{Judged, parts};
 use crate::coverage::Coverage;
 use crate::episode::Episode;
 use crate::kind::Kind;
 use crate::names::Names;
+use crate::owner::Owner;
 use crate::scope::{Oom, Parts};
+use crate::stall::Comm;
 
 impl Json {
     pub(super) fn episode(
@@ -41,10 +43,16 @@ impl Json {
         object.entry("order", episode.order)?;
         self.gfp(episode.gfp, &names.gfp, object.key("gfp"))?;
         object.entry("cgroup_id", episode.cgroup_id)?;
-        object.text("cgroup", episode.cgroup_id.and_then(|id| names.cgroups.path(id)))?;
+        let path = episode.cgroup_id.and_then(|id| names.cgroups.path(id));
+        object.text("cgroup", path)?;
+        object.entry("owner", path.and_then(Owner::of))?;
         let target_id = episode.target_cgroup_id.filter(|&id| id != 0);
         object.entry("target_cgroup_id", target_id)?;
-        object.text("target_cgroup", target_id.and_then(|id| names.cgroups.path(id)))?;
+        let path = target_id.and_then(|id| names.cgroups.path(id));
+        object.text("target_cgroup", path)?;
+        object.entry("target_owner", path.and_then(Owner::of))?;
+        object.entry("verdict", episode.verdict)?;
+        object.entry("target_verdict", episode.target_verdict)?;
         object.entry("nr_scanned", episode.nr_scanned)?;
         object
             .entry("nr_reclaimed", (episode.rounds.reclaim != 0).then_some(episode.nr_reclaimed))?;
@@ -54,9 +62,7 @@ impl Json {
         object.text("zone", episode.zone.as_ref().map(|zone| zone.name.as_bytes()))?;
         object.entry("status", episode.status.map(|it| status_name(it, &names.statuses)))?;
         object.entry("parts", episode.parts.as_ref().map(|of| parts_map(of, names)))?;
-        if self.stacks {
-            object.entry("stack", names.symbols.resolve(&episode.stack))?;
-        }
+        self.stacks(episode.pid, &episode.stack, &episode.user_stack, names, &mut object)?;
         object.end();
         Ok(())
     }
@@ -76,21 +82,46 @@ impl Json {
         object.entry("tid", oom.tid)?;
         object.entry("uid", oom.uid)?;
         object.entry("cgroup_id", oom.cgroup_id)?;
-        object.text("cgroup", oom.cgroup_id.and_then(|id| names.cgroups.path(id)))?;
+        let path = oom.cgroup_id.and_then(|id| names.cgroups.path(id));
+        object.text("cgroup", path)?;
+        object.entry("owner", path.and_then(Owner::of))?;
         object.entry("victim_pid", oom.victim_pid)?;
-        object.text("victim_comm", oom.victim_comm.as_ref().map(|comm| comm.as_bytes()))?;
+        object.text("victim_comm", oom.victim_comm.as_ref().map(Comm::as_bytes))?;
         object.entry("victim_cgroup_id", oom.victim_cgroup_id)?;
         let cgroup = oom.victim_cgroup_id.and_then(|id| names.cgroups.path(id));
         object.text("victim_cgroup", cgroup)?;
-        if self.stacks {
-            object.entry("stack", names.symbols.resolve(&oom.stack))?;
-        }
+        object.entry("victim_owner", cgroup.and_then(Owner::of))?;
+        self.stacks(oom.pid, &oom.stack, &oom.user_stack, names, &mut object)?;
+        object.end();
+        Ok(())
+    }
+
+    pub(super) fn verdict(
+        &mut self,
+        judged: &Judged,
+        names: &mut Names,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let Judged { target, at_ns, verdict, evidence } = *judged;
+        let target_id = Some(target).filter(|&id| id != 0);
+        let mut object = Object::begin(out);
+        object.text("type", b"verdict".as_slice())?;
+        self.time(names.clock.at(at_ns), object.key("time"))?;
+        object.entry("target_cgroup_id", target_id)?;
+        let path = target_id.and_then(|id| names.cgroups.path(id));
+        object.text("target_cgroup", path)?;
+        object.entry("target_owner", path.and_then(Owner::of))?;
+        object.entry("verdict", verdict)?;
+        object.entry("rounds", evidence.rounds)?;
+        object.entry("stalled_ns", evidence.stalled_ns)?;
+        object.entry("nr_scanned", evidence.scanned)?;
+        object.entry("nr_reclaimed", evidence.reclaimed)?;
+        object.entry("priority", evidence.priority)?;
         object.end();
         Ok(())
     }
 
     pub(super) fn coverage(
-        &self,
         coverage: &Coverage,
         at: Timestamp,
         out: &mut Vec<u8>,

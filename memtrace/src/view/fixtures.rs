@@ -3,15 +3,20 @@
 use jiff::tz::{Offset, TimeZone};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Format, HistogramOptions, Subject, View, ViewOptions};
+use memtrace_common::record::part;
+
+use super::{Format, HistogramOptions, Judged, Subject, View, ViewOptions};
 use crate::cgroup::Cgroups;
 use crate::clock::WallClock;
+use crate::episode::{Episode, Episodes};
 use crate::histogram::By;
 use crate::names::{EnumNames, GfpNames, Names};
+use crate::scope::{Oom, Parts, Scope};
 use crate::stall::{
-    Cause, Comm, Compaction, Detail, Reclaim, ReclaimKind, Scanned, Stall, Watermarks, Zone,
+    Cause, Comm, Compaction, Detail, Limit, Reclaim, ReclaimKind, Scanned, Stall, Watermarks, Zone,
 };
-use crate::symbols::Symbols;
+use crate::symbols::{Frame, Symbols};
+use crate::verdict::{Evidence, Verdict};
 
 /// A process that cannot be: pids end one below.
 pub const NO_PID: u32 = 4_194_304;
@@ -49,6 +54,7 @@ pub fn reclaim() -> Stall {
             node: None,
         }),
         stack: vec![0x1f, 0x2a],
+        user_stack: vec![0x3b],
     }
 }
 
@@ -67,6 +73,81 @@ pub fn compaction() -> Stall {
         }),
         ..reclaim()
     }
+}
+
+/// Direct reclaim and compaction for one allocation, all of whose time is accounted for.
+pub fn episode() -> Episode {
+    let mut episodes = Episodes::new(u64::MAX, true);
+    let mut first = Stall { order: Some(9), ..reclaim() };
+    if let Detail::Reclaim(reclaim) = &mut first.detail {
+        reclaim.limit = Some(Limit::High);
+    }
+    let second = Stall { start_ns: first.start_ns + first.duration_ns + 9, ..compaction() };
+    for (at, stall) in [(0, first), (1, second)] {
+        let Stall { start_ns, duration_ns, pid, tid, uid, cpu, comm, cgroup_id, .. } = stall;
+        let mut parts = Parts { shrinkers: vec![(0x1f, 1_000)], ..Parts::default() };
+        parts.ns[part::THROTTLED] = 200_000;
+        parts.ns[part::SCAN + at] = duration_ns - 201_000;
+        let callers = Vec::new();
+        episodes.round(stall);
+        let scope =
+            Scope { start_ns, duration_ns, pid, tid, uid, cpu, comm, cgroup_id, parts, callers };
+        episodes.scope(scope, &mut names().symbols);
+    }
+    episodes.end();
+    let mut episode = episodes.next_finished().expect("they are one");
+    episode.verdict = Some(Verdict::Slow);
+    episode.target_verdict = Some(Verdict::Hopeless);
+    episode
+}
+
+/// A memstall section of which next to nothing is known.
+pub fn unknown_episode() -> Episode {
+    let mut episodes = Episodes::new(0, true);
+    let Stall { start_ns, duration_ns, pid, tid, uid, cpu, comm, .. } = reclaim();
+    let (parts, callers) = (Parts::default(), Vec::new());
+    let scope =
+        Scope { start_ns, duration_ns, pid, tid, uid, cpu, comm, cgroup_id: None, parts, callers };
+    episodes.scope(scope, &mut names().symbols);
+    let mut episode = episodes.next_finished().expect("it has ended");
+    episode.parts = None;
+    episode
+}
+
+pub fn oom() -> Oom {
+    Oom {
+        at_ns: 5_123_456_789,
+        pid: 1234,
+        tid: 1240,
+        uid: 1000,
+        comm: comm(b"postgres"),
+        cgroup_id: Some(70),
+        victim_pid: 99,
+        victim_comm: Some(comm(HOSTILE)),
+        victim_cgroup_id: Some(71),
+        stack: Vec::new(),
+        user_stack: Vec::new(),
+    }
+}
+
+pub fn judged(target: u64, verdict: Option<Verdict>) -> Judged {
+    let evidence =
+        Evidence { rounds: 12, stalled_ns: 1_500_000_000, scanned: 3000, ..Evidence::default() };
+    Judged { target, at_ns: 6_000_000_000, verdict, evidence }
+}
+
+/// All that a view shows of these.
+pub fn shown_episodes(options: ViewOptions, all: &[Episode]) -> String {
+    let (mut view, mut names, mut out) = (View::new(options), names(), Vec::new());
+    view.begin(at(0), &mut out);
+    for episode in all {
+        view.episode(episode, &mut names, &mut out);
+    }
+    view.oom(&oom(), &mut names, &mut out);
+    view.verdict(&judged(71, Some(Verdict::Hopeless)), &mut names, &mut out);
+    view.verdict(&judged(0, None), &mut names, &mut out);
+    view.interval(&mut names, at(10), &mut out);
+    String::from_utf8(out).expect("views show UTF-8")
 }
 
 /// Nothing known that may be unknown.
@@ -90,7 +171,15 @@ pub fn unknown(stall: Stall) -> Stall {
             ..compaction
         }),
     };
-    Stall { order: None, gfp: None, cgroup_id: None, stack: Vec::new(), detail, ..stall }
+    Stall {
+        order: None,
+        gfp: None,
+        cgroup_id: None,
+        stack: Vec::new(),
+        user_stack: Vec::new(),
+        detail,
+        ..stall
+    }
 }
 
 /// Every number as great as it can be, and every text hostile.
@@ -133,6 +222,7 @@ pub fn extreme(stall: Stall) -> Stall {
         cgroup_id: Some(72),
         detail,
         stack: vec![u64::MAX],
+        user_stack: vec![u64::MAX],
     }
 }
 
@@ -156,7 +246,7 @@ pub fn names() -> Names {
             (0x4_0000, "__GFP_COMP".to_owned()),
         ]),
         modes: named(&["async", "sync_light", "sync"]),
-        throttles: named(&[(0, "writeback"), (3, "congested")]),
+        throttles: named(&["writeback", "isolated", "noprogress", "congested"]),
         statuses: named(&[
             "not_suitable_zone",
             "skipped",
@@ -174,9 +264,9 @@ pub fn names() -> Names {
             (72, hostile_path()),
         ]),
         clock: WallClock::from_epoch(at(0)),
-        symbols: Symbols::from_symbols([
-            (0x1f, "do_try_to_free_pages+0x1f".to_owned()),
-            (0x2a, "try_charge_memcg+0x2a".to_owned()),
+        symbols: Symbols::from_frames([
+            (0x1f, Frame::of_function("do_try_to_free_pages", 0x1f)),
+            (0x2a, Frame::of_function("try_charge_memcg", 0x2a)),
         ]),
         page_size: 4096,
     }
@@ -187,11 +277,13 @@ pub fn options(subject: Subject, format: Format) -> ViewOptions {
         subject,
         format,
         histogram: None,
+        folded: None,
         timestamp: false,
         zone: TimeZone::fixed(Offset::constant(2)),
         uid: false,
         extended: false,
         stacks: false,
+        user_stacks: false,
         quiet: false,
     }
 }

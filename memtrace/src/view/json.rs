@@ -1,6 +1,6 @@
 //! JSON: one object a line. The keys and what they mean are a stable interface: docs/json.md.
 
-use std::io;
+use std::{io, rc::Rc};
 
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
@@ -14,17 +14,19 @@ use serde_json::ser::Formatter;
 use super::masks::Masks;
 use super::second::Second;
 use super::words::status_name;
-use super::{Sink, Subject, Summary, ViewOptions};
+use super::{Sink, Subject, Summary, ViewOptions, subject_of};
 use crate::histogram::{By, Histograms, Key, Times};
 use crate::names::{GfpNames, Names};
 use crate::stall::{Comm, Compaction, Detail, Reclaim, Stall};
+use crate::symbols::Frame;
 use crate::text::{Lossless, is_hidden, is_plain};
 
 /// One object a line.
 #[derive(Debug)]
 pub struct Json {
     subject: Subject,
-    pub(super) stacks: bool,
+    stacks: bool,
+    user_stacks: bool,
     /// When the current interval began.
     since: Timestamp,
     second: Second,
@@ -33,10 +35,11 @@ pub struct Json {
 
 impl Json {
     pub(super) fn new(options: &ViewOptions) -> Self {
-        let ViewOptions { subject, stacks, .. } = *options;
+        let ViewOptions { subject, stacks, user_stacks, .. } = *options;
         Self {
             subject,
             stacks,
+            user_stacks,
             since: Timestamp::UNIX_EPOCH,
             second: Second::default(),
             gfp: Masks::default(),
@@ -53,12 +56,8 @@ impl Json {
         names: &mut Names,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
-        let subject = match stall.detail {
-            Detail::Reclaim(_) => Subject::Reclaim,
-            Detail::Compaction(_) => Subject::Compaction,
-        };
         let mut object = Object::begin(out);
-        object.text("type", subject.name().as_bytes())?;
+        object.text("type", subject_of(stall).name().as_bytes())?;
         let out = object.key("time");
         self.time(names.clock.at(stall.start_ns), out)?;
         object.entry("start_ns", stall.start_ns)?;
@@ -77,10 +76,26 @@ impl Json {
             Detail::Reclaim(detail) => reclaim(detail, names, &mut object)?,
             Detail::Compaction(detail) => compaction(detail, names, &mut object)?,
         }
-        if self.stacks {
-            object.entry("stack", names.symbols.resolve(&stall.stack))?;
-        }
+        self.stacks(stall.pid, &stall.stack, &stall.user_stack, names, &mut object)?;
         object.end();
+        Ok(())
+    }
+
+    /// The stacks that were asked for, of a thread of process `pid`.
+    pub(super) fn stacks(
+        &self,
+        pid: u32,
+        kernel: &[u64],
+        user: &[u64],
+        names: &mut Names,
+        object: &mut Object<'_>,
+    ) -> io::Result<()> {
+        if self.stacks {
+            object.entry("stack", Frames(&names.symbols.kernel(kernel)))?;
+        }
+        if self.user_stacks {
+            object.entry("user_stack", Frames(&names.symbols.user(pid, user)))?;
+        }
         Ok(())
     }
 
@@ -261,6 +276,15 @@ impl<'a> Object<'a> {
     /// Ends the object and its line.
     pub(super) fn end(self) {
         self.0.extend_from_slice(b"}\n");
+    }
+}
+
+/// A stack, as the list of its frames' texts.
+struct Frames<'a>(&'a [Rc<Frame>]);
+
+impl Serialize for Frames<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|frame| frame.text()))
     }
 }
 
@@ -454,11 +478,15 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::fixtures::{
-        NO_PID, at, comm, compaction, extreme, histograms, names, options, reclaim, shown, unknown,
+        NO_PID, at, comm, compaction, episode, extreme, histograms, names, options, reclaim, shown,
+        shown_episodes, unknown, unknown_episode,
     };
     use super::super::{Format, View};
     use super::*;
+    use crate::coverage::Coverage;
+    use crate::episode::Episode;
     use crate::histogram::By;
+    use crate::kind::Kind;
 
     const SCHEMA: &str = include_str!("../../../docs/json-schema.json");
     const DOCS: &str = include_str!("../../../docs/json.md");
@@ -478,7 +506,11 @@ mod tests {
     }
 
     fn stalls(stacks: bool, stalls: &[Stall]) -> String {
-        shown(ViewOptions { stacks, ..options(Subject::Reclaim, Format::Json) }, stalls)
+        let user_stacks = stacks;
+        shown(
+            ViewOptions { stacks, user_stacks, ..options(Subject::Reclaim, Format::Json) },
+            stalls,
+        )
     }
 
     fn one(stall: Stall) -> Value {
@@ -498,6 +530,56 @@ mod tests {
     #[test]
     fn histogram_line() {
         assert_snapshot!(shown(histograms(By::Thread, Format::Json), &[reclaim()]), @r#"{"type":"histogram","since":"2026-03-01T12:00:00.000000000Z","time":"2026-03-01T12:00:10.000000000Z","subject":"reclaim","by":"thread","key":{"tid":1240,"pid":1234,"comm":"postgres"},"count":1,"total_ns":1234567,"mean_ns":1234567,"min_ns":1234567,"max_ns":1234567,"p50_ns":1234567,"p90_ns":1234567,"p99_ns":1234567,"p99_9_ns":1234567,"clamped":0,"buckets":[{"low_us":0,"high_us":1,"count":0},{"low_us":2,"high_us":3,"count":0},{"low_us":4,"high_us":7,"count":0},{"low_us":8,"high_us":15,"count":0},{"low_us":16,"high_us":31,"count":0},{"low_us":32,"high_us":63,"count":0},{"low_us":64,"high_us":127,"count":0},{"low_us":128,"high_us":255,"count":0},{"low_us":256,"high_us":511,"count":0},{"low_us":512,"high_us":1023,"count":0},{"low_us":1024,"high_us":2047,"count":1}],"hdr":"HISTEwAAAAMAAAAAAAAAAgAAAAAAAAABAAAAAAAf//8/8AAAAAAAAKscAg=="}"#);
+    }
+
+    fn episodes(stacks: bool, all: &[Episode]) -> String {
+        let options =
+            ViewOptions { stacks, user_stacks: stacks, ..options(Subject::Stalls, Format::Json) };
+        shown_episodes(options, all)
+    }
+
+    #[test]
+    fn episode_line() {
+        assert_snapshot!(episodes(false, &[episode()]), @r#"
+        {"type":"stall","time":"2026-03-01T12:00:05.123456789Z","start_ns":5123456789,"end_ns":5125925932,"duration_ns":2469134,"comm":"summ","pid":1234,"tid":1240,"uid":1000,"cpu":3,"kind":"memcg-high","kinds":{"compaction":1234567,"memcg-high":1234567},"rounds":{"reclaim":1,"compaction":1,"other":0},"order":9,"gfp":["GFP_HIGHUSER_MOVABLE"],"cgroup_id":70,"cgroup":"/system.slice/pg.service","owner":{"name":"pg.service","unit":"pg.service","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"target_cgroup_id":71,"target_cgroup":"/system.slice","target_owner":{"name":"system.slice","unit":"system.slice","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"verdict":"slow","target_verdict":"hopeless","nr_scanned":64,"nr_reclaimed":37,"priority":11,"free_pages":21565,"node":1,"zone":"Normal","status":"partial_skipped","parts":{"compaction":1033567,"scan":1033567,"shrink:do_try_to_free_pages":2000,"throttled:writeback":400000}}
+        {"type":"oom","time":"2026-03-01T12:00:05.123456789Z","at_ns":5123456789,"comm":"postgres","pid":1234,"tid":1240,"uid":1000,"cgroup_id":70,"cgroup":"/system.slice/pg.service","owner":{"name":"pg.service","unit":"pg.service","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"victim_pid":99,"victim_comm":"\u001b[2J\"'\\\n\\xff💩","victim_cgroup_id":71,"victim_cgroup":"/system.slice","victim_owner":{"name":"system.slice","unit":"system.slice","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null}}
+        {"type":"verdict","time":"2026-03-01T12:00:06.000000000Z","target_cgroup_id":71,"target_cgroup":"/system.slice","target_owner":{"name":"system.slice","unit":"system.slice","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"verdict":"hopeless","rounds":12,"stalled_ns":1500000000,"nr_scanned":3000,"nr_reclaimed":0,"priority":null}
+        {"type":"verdict","time":"2026-03-01T12:00:06.000000000Z","target_cgroup_id":null,"target_cgroup":null,"target_owner":null,"verdict":null,"rounds":12,"stalled_ns":1500000000,"nr_scanned":3000,"nr_reclaimed":0,"priority":null}
+        "#);
+    }
+
+    #[test]
+    fn every_episode_is_as_the_schema_says() {
+        for stacks in [false, true] {
+            let objects = valid(&episodes(stacks, &[episode(), unknown_episode()]));
+            assert_eq!(objects.len(), 5);
+            assert_eq!(objects[0].get("stack").is_some(), stacks);
+        }
+        for by in By::ALL {
+            let options = ViewOptions { subject: Subject::Stalls, ..histograms(by, Format::Json) };
+            let objects = valid(&shown_episodes(options, &[episode(), unknown_episode()]));
+            assert!(!objects.is_empty(), "{by:?}");
+        }
+    }
+
+    #[test]
+    fn the_parts_are_the_whole() {
+        let object = valid(&episodes(false, &[episode()])).remove(0);
+        let parts = object["parts"].as_object().expect("an object");
+        let sum: u64 = parts.values().filter_map(Value::as_u64).sum();
+        assert_eq!(object["duration_ns"], sum);
+    }
+
+    #[test]
+    fn coverage_line() {
+        let mut coverage = Coverage::of(&[Kind::Direct, Kind::Penalty]);
+        coverage.lacks(Kind::Penalty, "no such function");
+        let mut view = View::new(options(Subject::Stalls, Format::Json));
+        let mut out = Vec::new();
+        view.coverage(&coverage, at(10), &mut out);
+        let text = String::from_utf8_lossy(&out);
+        assert_eq!(valid(&text).len(), 1);
+        assert_snapshot!(text, @r#"{"type":"coverage","time":"2026-03-01T12:00:10.000000000Z","watched":["direct"],"not_watched":[{"kind":"penalty","reason":"no such function"}]}"#);
     }
 
     #[test]
@@ -560,13 +642,14 @@ mod tests {
     fn the_schema_is_strict() {
         let validator = jsonschema::validator_for(&parsed(SCHEMA)).expect("a schema");
         let mut text = stalls(false, &[reclaim(), compaction()]);
+        text += &episodes(false, &[episode()]);
         text += &shown(histograms(By::Uid, Format::Json), &[reclaim()]);
         let mut view = View::new(options(Subject::Reclaim, Format::Json));
         let mut out = Vec::new();
         view.end(&mut names(), at(0), &Summary::default(), &mut out);
         text += &String::from_utf8_lossy(&out);
         let objects = valid(&text);
-        assert_eq!(objects.len(), 4);
+        assert_eq!(objects.len(), 8);
         for object in objects {
             let Value::Object(fields) = object else { panic!("not an object: {object}") };
             for name in fields.keys() {
@@ -723,8 +806,9 @@ mod tests {
     fn stacks_are_lists_of_frames() {
         let object = valid(&stalls(true, &[reclaim()])).remove(0);
         assert_eq!(object["stack"], json!(["do_try_to_free_pages+0x1f", "try_charge_memcg+0x2a"]));
+        assert_eq!(object["user_stack"], json!(["0x3b"]));
         let object = valid(&stalls(true, &[unknown(reclaim())])).remove(0);
-        assert_eq!(object["stack"], json!([]));
+        assert_eq!((&object["stack"], &object["user_stack"]), (&json!([]), &json!([])));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! the caller alone decides when to write and what to do about a closed pipe.
 
 mod episode_json;
+pub mod flame;
+mod folded;
 mod histogram;
 mod json;
 mod line;
@@ -11,6 +13,7 @@ mod masks;
 mod parts;
 mod rows;
 mod second;
+mod stacks;
 mod stall_rows;
 mod summary;
 mod words;
@@ -27,10 +30,16 @@ use crate::episode::Episode;
 use crate::histogram::{By, Histograms, Key, Tallied};
 use crate::names::Names;
 use crate::scope::Oom;
-use crate::stall::Stall;
+use crate::stall::{Detail, Stall};
+use crate::verdict::{Evidence, Verdict};
 
 pub use self::{
-    histogram::Blocks, json::Json, rows::Rows, stall_rows::StallRows, summary::Summary,
+    folded::{Folded, FoldedOptions},
+    histogram::Blocks,
+    json::Json,
+    rows::Rows,
+    stall_rows::StallRows,
+    summary::Summary,
 };
 
 /// What is shown and how.
@@ -43,6 +52,8 @@ pub struct ViewOptions {
     pub format: Format,
     /// Histograms instead of each stall.
     pub histogram: Option<HistogramOptions>,
+    /// Folded stacks instead of each stall.
+    pub folded: Option<FoldedOptions>,
     /// Show the time of day.
     pub timestamp: bool,
     /// Where the time of day is that of.
@@ -53,6 +64,8 @@ pub struct ViewOptions {
     pub extended: bool,
     /// Show the kernel stack of each stall.
     pub stacks: bool,
+    /// Show the stack in user space of each stall.
+    pub user_stacks: bool,
     /// Leave out the rows' header.
     pub quiet: bool,
 }
@@ -98,6 +111,19 @@ pub struct HistogramOptions {
     pub max_keys: usize,
 }
 
+/// What is to be expected of the reclaim of a target from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// The id of a cgroup; 0 for the host.
+    pub target: u64,
+    /// Since when, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_ns: u64,
+    /// The verdict; nothing where there is none any more.
+    pub verdict: Option<Verdict>,
+    /// What it is from.
+    pub evidence: Evidence,
+}
+
 /// Where a view puts much at once: all histograms of an interval.
 pub trait Sink {
     /// Whole lines are appended here.
@@ -128,12 +154,17 @@ pub enum View {
     TextHistograms(Histograms, Blocks),
     /// An object for each key.
     JsonHistograms(Histograms, Json),
+    /// A line for each distinct stack.
+    Folded(Folded),
 }
 
 impl View {
     /// The view that the options describe.
     #[must_use]
     pub fn new(options: ViewOptions) -> Self {
+        if let Some(folded) = options.folded {
+            return Self::Folded(Folded::new(folded));
+        }
         let histograms = options
             .histogram
             .map(|HistogramOptions { by, max_keys }| Histograms::new(by, max_keys));
@@ -157,7 +188,7 @@ impl View {
         in_memory(match self {
             Self::Rows(rows) => rows.header(out),
             Self::StallRows(rows) => rows.header(out),
-            Self::TextHistograms(..) => Ok(()),
+            Self::TextHistograms(..) | Self::Folded(_) => Ok(()),
             Self::Json(json) | Self::JsonHistograms(_, json) => {
                 json.begin(at);
                 Ok(())
@@ -180,6 +211,10 @@ impl View {
                 histograms.record(stall);
                 Ok(())
             }
+            Self::Folded(folded) => {
+                folded.stall(stall, names);
+                Ok(())
+            }
         });
     }
 
@@ -188,6 +223,10 @@ impl View {
         in_memory(match self {
             Self::Rows(_) => Ok(()),
             Self::StallRows(rows) => rows.episode(episode, names, out),
+            Self::Folded(folded) => {
+                folded.episode(episode, names);
+                Ok(())
+            }
             Self::Json(json) => json.episode(episode, names, out),
             Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) => {
                 if let (By::Cgroup, Some(id)) = (histograms.by(), episode.cgroup_id) {
@@ -204,16 +243,29 @@ impl View {
         in_memory(match self {
             Self::StallRows(rows) => rows.oom(oom, names, out),
             Self::Json(json) => json.oom(oom, names, out),
-            Self::Rows(_) | Self::TextHistograms(..) | Self::JsonHistograms(..) => Ok(()),
+            Self::Rows(_)
+            | Self::Folded(_)
+            | Self::TextHistograms(..)
+            | Self::JsonHistograms(..) => Ok(()),
+        });
+    }
+
+    /// Shows that a target is judged otherwise than before. Histograms have no use for it.
+    pub fn verdict(&mut self, judged: &Judged, names: &mut Names, out: &mut Vec<u8>) {
+        in_memory(match self {
+            Self::StallRows(rows) => rows.verdict(judged, names, out),
+            Self::Json(json) => json.verdict(judged, names, out),
+            Self::Rows(_)
+            | Self::Folded(_)
+            | Self::TextHistograms(..)
+            | Self::JsonHistograms(..) => Ok(()),
         });
     }
 
     /// Ends with what was watched, in JSON; text leaves that to the caller.
     pub fn coverage(&mut self, coverage: &Coverage, at: Timestamp, out: &mut Vec<u8>) {
-        if let Self::Json(json) | Self::JsonHistograms(_, json) = self
-            && !coverage.is_empty()
-        {
-            in_memory(json.coverage(coverage, at, out));
+        if matches!(self, Self::Json(_) | Self::JsonHistograms(..)) && !coverage.is_empty() {
+            in_memory(Json::coverage(coverage, at, out));
         }
     }
 
@@ -230,7 +282,7 @@ impl View {
     /// Shows the histograms of the interval that ends at `at`, and starts the next one.
     pub fn interval(&mut self, names: &mut Names, at: Timestamp, out: &mut impl Sink) {
         in_memory(match self {
-            Self::Rows(_) | Self::StallRows(_) | Self::Json(_) => Ok(()),
+            Self::Rows(_) | Self::StallRows(_) | Self::Json(_) | Self::Folded(_) => Ok(()),
             Self::TextHistograms(histograms, blocks) => {
                 let written = blocks.interval(histograms, names, at, out);
                 histograms.clear();
@@ -244,7 +296,7 @@ impl View {
         });
     }
 
-    /// Ends at `at`: histograms that have not been shown, and in JSON the summary. Text leaves the
+    /// Ends at `at`: histograms that have not been shown, folded stacks, and in JSON the summary. Text leaves the
     /// summary to the caller, as it is no part of the data.
     pub fn end(
         &mut self,
@@ -258,9 +310,20 @@ impl View {
         {
             self.interval(names, at, out);
         }
+        if let Self::Folded(folded) = self {
+            folded.show(out);
+        }
         if let Self::Json(json) | Self::JsonHistograms(_, json) = self {
             in_memory(json.summary(summary, at, out.lines()));
         }
+    }
+}
+
+/// Which stalls this one is of.
+fn subject_of(stall: &Stall) -> Subject {
+    match stall.detail {
+        Detail::Reclaim(_) => Subject::Reclaim,
+        Detail::Compaction(_) => Subject::Compaction,
     }
 }
 

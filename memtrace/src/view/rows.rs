@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use super::line::Line;
 use super::masks::Masks;
 use super::second::Second;
+use super::stacks::Stacks;
 use super::words::{
     CgroupName, Gfp, Millis, ScannedPages, Thousandths, TimeOfDay, ZoneName, status_name,
 };
@@ -62,7 +63,7 @@ impl Rows {
         names: &mut Names,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
-        let ViewOptions { timestamp, ref zone, uid, extended, stacks, .. } = self.options;
+        let ViewOptions { timestamp, ref zone, uid, extended, .. } = self.options;
         if timestamp {
             let start = names.clock.at(stall.start_ns);
             self.second.append(start, 6, |at| TimeOfDay(at, zone), out)?;
@@ -87,13 +88,8 @@ impl Rows {
             }
         }
         line.end();
-        if stacks {
-            for frame in names.symbols.resolve(&stall.stack) {
-                writeln!(out, "\t{frame}")?;
-            }
-            writeln!(out)?;
-        }
-        Ok(())
+        let stacks = Stacks { pid: stall.pid, kernel: &stall.stack, user: &stall.user_stack };
+        stacks.append(&self.options, names, out)
     }
 
     fn reclaim(stall: &Stall, reclaim: &Reclaim, line: &mut Line<'_>) {
@@ -274,6 +270,19 @@ mod tests {
         );
         // Without a stack there is the empty line alone.
         assert!(stack.ends_with("37\n\n"), "{stack:?}");
+    }
+
+    #[test]
+    fn the_stack_in_user_space_is_beneath_the_kernels() {
+        let mut options = ViewOptions { user_stacks: true, quiet: true, ..rows(Subject::Reclaim) };
+        let stack = |options: &ViewOptions| {
+            let text = shown(options.clone(), &[reclaim()]);
+            text.split_once('\n').map(|(_, stack)| stack.to_owned()).unwrap_or_default()
+        };
+        assert_eq!(stack(&options), "\t0x3b\n\n");
+        options.stacks = true;
+        let kernel = "\tdo_try_to_free_pages+0x1f\n\ttry_charge_memcg+0x2a\n";
+        assert_eq!(stack(&options), format!("{kernel}\t--\n\t0x3b\n\n"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::line::{Word, append_digits};
 use super::masks::Masks;
 use crate::cgroup::Cgroups;
 use crate::names::{EnumNames, GfpNames};
+use crate::owner::Owner;
 use crate::stall::{Scanned, Zone};
 use crate::text::Printable;
 
@@ -156,6 +157,19 @@ impl Word for CgroupName<'_> {
                 "id:".append(out);
                 id.append(out);
             }
+        }
+    }
+}
+
+/// What people call a cgroup, or its path where they have no other name for it.
+pub struct Whose<'a>(pub u64, pub &'a mut Cgroups);
+
+impl Word for Whose<'_> {
+    fn append(self, out: &mut Vec<u8>) {
+        let Self(id, cgroups) = self;
+        match cgroups.path(id).and_then(Owner::of) {
+            Some(owner) => owner.to_string().as_str().append(out),
+            None => CgroupName::of(id, cgroups).append(out),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 use clap_complete::Shell;
 use memtrace::{
     histogram::By,
@@ -95,6 +95,8 @@ Examples:
   memtrace drsnoop --kind memcg -H 5      histograms by thread, every 5 s
   memtrace drsnoop -H --by process -d 60  histograms by process of one minute
   memtrace drsnoop --json | jq .          for programs
+  memtrace drsnoop -K --user-stack --flame stalls.svg -d 60
+                                          where one minute was lost, as a flame graph
 
 Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
@@ -193,6 +195,7 @@ Examples:
 Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
 #[derive(Args, Debug)]
+#[command(group = ArgGroup::new("counted").multiple(true))]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
 pub struct Common {
     /// Only threads of these processes
@@ -230,15 +233,27 @@ pub struct Common {
     /// Show the kernel stack at the end of each stall
     #[arg(short = 'K', long, conflicts_with = "histogram", help_heading = OUTPUT)]
     pub kernel_stack: bool,
+    /// Show the stack in user space at the end of each stall, as far as frame pointers lead
+    #[arg(long, conflicts_with = "histogram", help_heading = OUTPUT)]
+    pub user_stack: bool,
+    /// Print at the end how many microseconds each distinct stack was held up, as flame graph tools
+    /// read it: kernel stacks, unless only --user-stack is given
+    #[arg(long, conflicts_with_all = ["histogram", "json", "extended", "timestamp", "print_uid"],
+        group = "counted", help_heading = OUTPUT)]
+    pub folded: bool,
+    /// Write the same as a flame graph to FILE when tracing has ended
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "histogram", group = "counted",
+        help_heading = OUTPUT)]
+    pub flame: Option<PathBuf>,
     /// Show histograms of latency: every INTERVAL seconds, else once at the end
-    #[arg(short = 'H', long, help_heading = OUTPUT)]
+    #[arg(short = 'H', long, group = "counted", help_heading = OUTPUT)]
     pub histogram: bool,
     /// What to tell histograms apart by: thread, process, comm, cgroup, uid, kind (or cause), order
     #[arg(long, value_name = "KEY", requires = "histogram", default_value = "thread",
         hide_possible_values = true, help_heading = OUTPUT)]
     pub by: ByArg,
-    /// How many histograms to keep: those of the keys seen first, to the second; all others are shown as one
-    #[arg(long, value_name = "N", requires = "histogram", default_value = "1024",
+    /// How many histograms or distinct stacks to keep: those seen first, histograms to the second; all others are shown as one
+    #[arg(long, value_name = "N", requires = "counted", default_value = "1024",
         value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = OUTPUT)]
     pub max_keys: u32,
     /// Print one JSON object a line, with all fields; add -q to silence standard error

@@ -1,6 +1,6 @@
 //! What the command line means, checked: nothing behind this sees what was typed.
 
-use std::{mem, time::Duration};
+use std::{mem, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use jiff::tz::TimeZone;
@@ -11,7 +11,7 @@ use memtrace::{
     kind::Kind,
     live::{self, Request, Subject},
     stall::{Cause, ReclaimKind},
-    view::{self, Format, HistogramOptions, ViewOptions},
+    view::{self, FoldedOptions, Format, HistogramOptions, ViewOptions},
 };
 
 use crate::{
@@ -24,6 +24,8 @@ use crate::{
 pub struct Config {
     pub request: Request,
     pub view: ViewOptions,
+    /// A flame graph beside the view.
+    pub flame: Option<(PathBuf, FoldedOptions)>,
     /// What is traced, in the words of the first line.
     pub what: String,
     /// Stop after this time.
@@ -91,7 +93,9 @@ impl Config {
         let parts = !args.no_parts;
         let subject = Subject::Stalls(live::Stalls { kinds: kinds.clone(), parts });
         let mut config = Self::new(&args.common, subject, what)?;
-        let gap_ns = if args.rounds { 0 } else { nanoseconds(args.gap) };
+        // Every round's time goes to its own stack.
+        let single = args.rounds || args.common.folded;
+        let gap_ns = if single { 0 } else { nanoseconds(args.gap) };
         // What is shorter may be a part of what is long enough.
         let min_ns = mem::take(&mut config.request.filter.min_ns);
         config.episodes = Some(EpisodeOptions { kinds, gap_ns, min_ns, scopes: parts });
@@ -111,6 +115,14 @@ impl Config {
         let is_stalls = matches!(subject, Subject::Stalls(_));
         let extended = is_stalls || histogram.is_none() && (args.extended || args.json);
         let tell_apart = histogram.map(|histogram| histogram.by);
+        // Of what else was asked for nothing would be seen.
+        let folds = args.folded || args.flame.is_some();
+        let kernel_stacks = args.kernel_stack || folds && !args.user_stack;
+        let folded = FoldedOptions {
+            kernel: kernel_stacks,
+            user: args.user_stack,
+            max_stacks: args.max_keys as usize,
+        };
         let view = ViewOptions {
             subject: match subject {
                 Subject::Reclaim(_) => view::Subject::Reclaim,
@@ -119,12 +131,14 @@ impl Config {
             },
             format: if args.json { Format::Json } else { Format::Text },
             histogram,
+            folded: args.folded.then_some(folded),
             timestamp: args.timestamp,
             // Finding it takes a look at every time zone there is.
             zone: if args.timestamp { TimeZone::system() } else { TimeZone::UTC },
             uid: args.print_uid,
             extended: args.extended,
             stacks: args.kernel_stack,
+            user_stacks: args.user_stack,
             quiet: args.quiet,
         };
         let request = Request {
@@ -133,7 +147,8 @@ impl Config {
             extended,
             cgroups: extended || tell_apart == Some(By::Cgroup),
             uids: args.print_uid || args.json || tell_apart == Some(By::Uid),
-            stacks: args.kernel_stack,
+            stacks: kernel_stacks,
+            user_stacks: args.user_stack,
             tell_apart,
             buffer_size: args.buffer_size,
             max_stalled: args.max_stalled,
@@ -142,6 +157,7 @@ impl Config {
         Ok(Self {
             request,
             view,
+            flame: args.flame.clone().map(|path| (path, folded)),
             what,
             duration: args.duration,
             interval: args.interval.map(|seconds| Duration::from_secs(seconds.into())),

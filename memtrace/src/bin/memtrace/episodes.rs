@@ -4,15 +4,20 @@ use std::{collections::BTreeMap, time::Duration};
 
 use memtrace::{
     coverage::Coverage,
-    episode::Episodes,
+    episode::{Episode, Episodes},
     kind::Kind,
     live::Request,
     names::Names,
     scope::Oom,
-    view::{Summary, View},
+    stall::Comm,
+    verdict::{self, Verdict, Verdicts},
+    view::{Judged, Summary, View},
 };
 
 use crate::{config::EpisodeOptions, output::say};
+
+/// How often to look whether a target is judged otherwise.
+const LOOK_EVERY_NS: u64 = 1_000_000_000;
 
 /// The episodes of one run.
 #[derive(Debug)]
@@ -20,6 +25,11 @@ pub struct Shown {
     pub episodes: Episodes,
     kinds: Vec<Kind>,
     min_ns: u64,
+    verdicts: Verdicts,
+    /// What was last said of each target.
+    said: BTreeMap<u64, Verdict>,
+    /// When it was last looked whether there is anything to say, in nanoseconds of `CLOCK_MONOTONIC`.
+    looked_ns: u64,
     /// The longest of each process that was asked for, in nanoseconds.
     longest: BTreeMap<u32, u64>,
 }
@@ -31,14 +41,27 @@ impl Shown {
             episodes: Episodes::new(*gap_ns, *scopes),
             kinds: kinds.clone(),
             min_ns: *min_ns,
+            verdicts: Verdicts::new(),
+            said: BTreeMap::new(),
+            looked_ns: 0,
             longest: request.filter.processes.iter().map(|pid| (*pid, 0)).collect(),
         }
     }
 
     /// Shows the episodes that have ended; how many they were.
-    pub fn show(&mut self, view: &mut View, names: &mut Names, out: &mut Vec<u8>) -> u64 {
+    /// Each is passed on to `also`.
+    pub fn show(
+        &mut self,
+        view: &mut View,
+        names: &mut Names,
+        out: &mut Vec<u8>,
+        mut also: impl FnMut(&Episode, &mut Names),
+    ) -> u64 {
+        while let Some((target, round)) = self.episodes.next_evidence() {
+            self.verdicts.round(target, &round);
+        }
         let mut count = 0;
-        while let Some(episode) = self.episodes.next() {
+        while let Some(mut episode) = self.episodes.next_finished() {
             let is_wanted = |kind: &Kind| episode.is_of(*kind);
             // What is of none of the known kinds is only shown where all are wanted.
             let is_wanted = self.kinds.len() == Kind::ALL.len() || self.kinds.iter().any(is_wanted);
@@ -50,42 +73,78 @@ impl Shown {
             }
             if episode.duration_ns >= self.min_ns {
                 count += 1;
+                self.judge(&mut episode, names);
                 view.episode(&episode, names, out);
+                also(&episode, names);
             }
         }
         count
     }
 
+    fn judge(&mut self, episode: &mut Episode, names: &mut Names) {
+        let Some(target) = episode.target() else { return };
+        let mut states = verdict::live::Live { cgroups: &mut names.cgroups };
+        episode.target_verdict = self.verdicts.judge(target, episode.end_ns, &mut states);
+        episode.verdict = self.verdicts.judge_one(target, &episode.evidence(), &mut states);
+    }
+
+    /// Shows which targets are judged otherwise than before, looking once a second.
+    pub fn show_verdicts(
+        &mut self,
+        now_ns: u64,
+        view: &mut View,
+        names: &mut Names,
+        out: &mut Vec<u8>,
+    ) {
+        if now_ns.saturating_sub(self.looked_ns) < LOOK_EVERY_NS {
+            return;
+        }
+        self.looked_ns = now_ns;
+        let targets: Vec<_> = self.verdicts.targets(now_ns).collect();
+        // Of those without a stall in the window nothing is known any more.
+        self.said.retain(|target, _| targets.contains(target));
+        for target in targets {
+            let mut states = verdict::live::Live { cgroups: &mut names.cgroups };
+            let verdict = self.verdicts.judge(target, now_ns, &mut states);
+            let before = match verdict {
+                Some(verdict) => self.said.insert(target, verdict),
+                None => self.said.remove(&target),
+            };
+            if verdict != before {
+                let evidence = self.verdicts.evidence(target, now_ns);
+                view.verdict(&Judged { target, at_ns: now_ns, verdict, evidence }, names, out);
+            }
+        }
+    }
+
     /// Shows an OOM kill; 1 if it is one of those wanted.
-    pub fn oom(&self, oom: &Oom, view: &mut View, names: &mut Names, out: &mut Vec<u8>) -> u64 {
+    pub fn oom(&self, mut oom: Oom, view: &mut View, names: &mut Names, out: &mut Vec<u8>) -> u64 {
         if !self.kinds.contains(&Kind::Oom) {
             return 0;
         }
-        view.oom(oom, names, out);
+        // Before 6.8 the kernel tells the number only; the victim is still there, unless it is soon gone.
+        oom.victim_comm = oom.victim_comm.or_else(|| comm_of(oom.victim_pid));
+        view.oom(&oom, names, out);
         1
     }
 
     /// Says what was watched and, of each process that was asked for, how long it was held up at most.
     pub fn conclude(&self, coverage: &Coverage, summary: &Summary) {
         let watched: Vec<_> = coverage.watched().map(Kind::name).collect();
-        let missing: Vec<_> = coverage.missing().collect();
-        let all = watched.len() + missing.len();
-        let mut line = format!(
-            "memtrace: {} of {all} kinds watched: {}",
-            watched.len(),
-            if watched.is_empty() { "none".to_owned() } else { watched.join(", ") }
-        );
         let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
-        for (kind, reason) in missing {
+        for (kind, reason) in coverage.missing() {
             match reasons.iter_mut().find(|(known, _)| *known == reason) {
                 Some((_, kinds)) => kinds.push(kind.name()),
                 None => reasons.push((reason, vec![kind.name()])),
             }
         }
-        for (reason, kinds) in reasons {
-            line += &format!("; not {} ({reason})", kinds.join(", "));
-        }
-        say(line);
+        let all = watched.len() + coverage.missing().count();
+        let names = if watched.is_empty() { "none".to_owned() } else { watched.join(", ") };
+        let told = [format!("{} of {all} kinds watched: {names}", watched.len())];
+        let missing =
+            reasons.iter().map(|(why, kinds)| format!("not {} ({why})", kinds.join(", ")));
+        let told: Vec<_> = told.into_iter().chain(missing).collect();
+        say(format_args!("memtrace: {}", told.join("; ")));
         for (pid, longest_ns) in &self.longest {
             say(Certificate {
                 pid: *pid,
@@ -96,6 +155,15 @@ impl Shown {
             });
         }
     }
+}
+
+/// The name of a process that runs.
+fn comm_of(pid: u32) -> Option<Comm> {
+    let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let name = name.strip_suffix(b"\n").unwrap_or(&name);
+    let mut comm = [0; Comm::LEN];
+    comm.get_mut(..name.len())?.copy_from_slice(name);
+    Some(Comm::new(comm))
 }
 
 /// How long a process was held up at most, and how far that can be said.
@@ -135,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_certificate_claims_no_more_than_was_seen() {
-        let summary = Summary { duration: Duration::from_secs(60), ..Summary::default() };
+        let summary = Summary { duration: Duration::from_mins(1), ..Summary::default() };
         let certificate = |longest_ns, summary: &Summary| {
             Certificate { pid: 1234, longest_ns, watched: 12, all: 14, summary }.to_string()
         };

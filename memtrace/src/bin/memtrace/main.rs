@@ -1,11 +1,14 @@
 //! The command line of memtrace.
 //!
-//! `cli` is what can be typed, `config` what it means, `trace` does it; `limits`, `protect`
-//! and `privileges` see to it that memtrace can run, keeps running, and harms no one.
+//! `cli` is what can be typed, `config` what it means, `trace` does it, with a `helper` for the names in
+//! stacks and a file for `flame` graphs; `limits`, `protect` and `privileges` see to it that memtrace
+//! can run, keeps running, and harms no one.
 
 mod cli;
 mod config;
 mod episodes;
+mod flame;
+mod helper;
 mod limits;
 mod output;
 mod privileges;

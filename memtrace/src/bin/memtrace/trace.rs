@@ -2,6 +2,7 @@
 
 use std::{
     future::pending,
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,8 @@ use memtrace::{
     kernel::{Kernel, preflight::Facts},
     live::{self, Event, Live},
     names::Names,
-    view::{Summary, View},
+    symbols,
+    view::{Folded, Summary, View},
 };
 use rustix::thread::CapabilitySet;
 use tokio::{
@@ -26,6 +28,8 @@ use tokio::{
 use crate::{
     config::{Config, Verbosity},
     episodes::Shown,
+    flame::FlameFile,
+    helper::Helper,
     limits,
     output::{self, Output, Reader, say},
     privileges, protect,
@@ -34,6 +38,8 @@ use crate::{
 /// How often to look at the ring buffer although the probes have not called. They call only when a
 /// good part of it is full, as calls cost them more than all the rest.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The same where a program is to be looked into, as some are soon gone.
+const LOOK_AT_PROGRAMS_EVERY: Duration = Duration::from_millis(10);
 /// How often to ask a reader that was busy.
 const ASK_EVERY: Duration = Duration::from_millis(1);
 /// How long a reader may be busy after a signal to stop, before what it has not taken is given up.
@@ -56,15 +62,23 @@ pub fn run(config: &Config) -> Result<()> {
             .format_target(false)
             .init();
     }
+    // While there is one thread.
+    let helper = (config.request.user_stacks && symbols::can_look()).then(Helper::start);
+    let helper = helper.transpose().context("cannot start a process to find names of functions")?;
+    let (helper, socket) = helper.unzip();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    runtime.block_on(async {
+    let traced = runtime.block_on(async {
         // Before the probes are attached, which takes a while.
         let mut stop = Stop::listen()?;
-        Run::start(config)?.trace(&mut stop).await
-    })
+        Run::start(config, socket)?.trace(&mut stop).await
+    });
+    if let Some(helper) = helper {
+        helper.end();
+    }
+    traced
 }
 
 /// The signals that end a run in good order.
@@ -120,11 +134,19 @@ struct Run<'a> {
     live: Live,
     names: Names,
     view: View,
+    flame: Option<Flame>,
     output: Output,
     /// Where rounds make episodes.
     episodes: Option<Shown>,
     stalls: u64,
     started: Instant,
+}
+
+/// A flame graph in the making.
+struct Flame {
+    file: FlameFile,
+    /// Nothing where the view has the same.
+    folded: Option<Folded>,
 }
 
 /// Whether the ring buffer has more.
@@ -146,23 +168,36 @@ enum End {
 }
 
 impl<'a> Run<'a> {
-    fn start(config: &'a Config) -> Result<Self> {
+    fn start(config: &'a Config, helper: Option<OwnedFd>) -> Result<Self> {
         Facts::gather().check()?;
+        let flame = config.flame.as_ref().map(|(path, options)| {
+            let file = FlameFile::prepare(path, format!("Time held up in {}", config.what))?;
+            let folded = config.view.folded.is_none().then(|| Folded::new(*options));
+            anyhow::Ok(Flame { file, folded })
+        });
+        let flame = flame.transpose()?;
         let kernel = Kernel::running(&live::tracepoints())?;
-        let names = live::names(&kernel);
-        if config.request.stacks || config.episodes.is_some() {
+        let mut names = live::names(&kernel);
+        if let Some(helper) = helper {
+            names.symbols.ask(helper);
+        }
+        let tells_functions = config.episodes.as_ref().is_some_and(|options| options.scopes);
+        if config.request.stacks || tells_functions {
             // Takes long, some memory, and privileges.
             names.symbols.read();
         }
         let live = Live::start(&config.request, &kernel)?;
         let started = Instant::now();
         drop(kernel);
-        protect::reserve(config.view.histogram.map_or(0, |histogram| histogram.max_keys));
+        let keys = config.view.histogram.map(|histogram| histogram.max_keys);
+        let stacks = config.flame.as_ref().map(|(_, folded)| *folded).or(config.view.folded);
+        protect::reserve(keys.or(stacks.map(|folded| folded.max_stacks)).unwrap_or_default());
         let run = Self {
             config,
             live,
             names,
             view: View::new(config.view.clone()),
+            flame,
             output: Output::new(),
             episodes: config.episodes.as_ref().map(|options| Shown::new(options, &config.request)),
             stalls: 0,
@@ -177,12 +212,14 @@ impl<'a> Run<'a> {
     }
 
     fn give_up_privileges(&self) -> Result<()> {
-        let kept = if self.config.request.cgroups {
+        let mut kept = CapabilitySet::empty();
+        if self.config.request.cgroups {
             // Finds cgroups by their ids.
-            CapabilitySet::DAC_READ_SEARCH
-        } else {
-            CapabilitySet::empty()
-        };
+            kept |= CapabilitySet::DAC_READ_SEARCH;
+        }
+        if let Some(flame) = &self.flame {
+            kept |= flame.file.needs();
+        }
         let works = || self.live.losses().is_ok() && self.live.unfinished().is_ok();
         privileges::give_up(kept, works).context("cannot give up privileges")
     }
@@ -193,7 +230,9 @@ impl<'a> Run<'a> {
         // SAFETY: the descriptor is open, owned, and moved in to stay until the end.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .context("cannot wait for the probes")?;
-        let mut look = interval(LOOK_EVERY);
+        let looks_at_programs = self.config.request.user_stacks;
+        let mut look =
+            interval(if looks_at_programs { LOOK_AT_PROGRAMS_EVERY } else { LOOK_EVERY });
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let [mut clocks, mut taken] = [Instant::now(); 2];
         let take_every = match self.config.request.tell_apart {
@@ -294,16 +333,19 @@ impl<'a> Run<'a> {
     }
 
     fn take(&mut self, event: Event) {
-        let Self { view, names, output, episodes, stalls, .. } = self;
+        let Self { view, names, output, episodes, stalls, flame, .. } = self;
         match (event, episodes) {
             (Event::Stall(stall), None) => {
                 *stalls += 1;
                 view.stall(&stall, names, &mut output.lines);
+                if let Some(Flame { folded: Some(folded), .. }) = flame {
+                    folded.stall(&stall, names);
+                }
             }
             (Event::Stall(stall), Some(shown)) => shown.episodes.round(stall),
             (Event::Scope(scope), Some(shown)) => shown.episodes.scope(scope, &mut names.symbols),
             (Event::Oom(oom), Some(shown)) => {
-                *stalls += shown.oom(&oom, view, names, &mut output.lines);
+                *stalls += shown.oom(oom, view, names, &mut output.lines);
             }
             // Nobody asked for them.
             (Event::Scope(_) | Event::Oom(_), None) => {}
@@ -317,12 +359,21 @@ impl<'a> Run<'a> {
             shown.episodes.expire(now_ns, |tid| self.live.begun_ns(tid));
         }
         self.show_episodes();
+        let Self { view, names, output, episodes, .. } = self;
+        if let Some(shown) = episodes {
+            shown.show_verdicts(now_ns, view, names, &mut output.lines);
+        }
     }
 
     fn show_episodes(&mut self) {
-        let Self { view, names, output, episodes, stalls, .. } = self;
+        let Self { view, names, output, episodes, stalls, flame, .. } = self;
+        let mut folded = flame.as_mut().and_then(|flame| flame.folded.as_mut());
         if let Some(shown) = episodes {
-            *stalls += shown.show(view, names, &mut output.lines);
+            *stalls += shown.show(view, names, &mut output.lines, |episode, names| {
+                if let Some(folded) = &mut folded {
+                    folded.episode(episode, names);
+                }
+            });
         }
     }
 
@@ -392,7 +443,14 @@ impl<'a> Run<'a> {
                 "memtrace: {given_up} of the stalls and {bytes} bytes of output given up, as no one read them"
             ));
         }
-        Ok(())
+        self.write_flame()
+    }
+
+    /// Writes the flame graph, if one was asked for and there is anything in it.
+    fn write_flame(&self) -> Result<()> {
+        let Some(Flame { file, folded }) = &self.flame else { return Ok(()) };
+        let of_view = if let View::Folded(folded) = &self.view { Some(folded) } else { None };
+        folded.as_ref().or(of_view).map_or(Ok(()), |folded| file.write(folded))
     }
 
     /// Writes what waits; whether the reader took all of it. After a planned end it may take its

@@ -1,6 +1,6 @@
-//! Symbols of kernel addresses, for stacks.
+//! Symbols of kernel addresses.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, rc::Rc};
 
 use blazesym::{
     MaybeDefault,
@@ -9,6 +9,8 @@ use blazesym::{
         source::{Kernel, Source},
     },
 };
+
+use super::Frame;
 
 /// Functions that run between a tracepoint and our probe.
 const TRACER: [&str; 6] = [
@@ -27,8 +29,8 @@ const MAX_KNOWN: usize = 4096;
 
 /// Symbols of kernel addresses, looked up when first asked for and remembered.
 #[derive(Debug, Default)]
-pub struct Symbols {
-    known: BTreeMap<u64, String>,
+pub(super) struct KernelSymbols {
+    known: BTreeMap<u64, Rc<Frame>>,
     symbolizer: Option<Kallsyms>,
 }
 
@@ -41,57 +43,51 @@ impl fmt::Debug for Kallsyms {
     }
 }
 
-impl Symbols {
+impl KernelSymbols {
     /// Looks up the symbols of the running kernel; its table is read at the first look-up, and only
     /// then.
-    #[must_use]
-    pub fn live() -> Self {
+    pub(super) fn live() -> Self {
         let symbolizer = Symbolizer::builder().enable_auto_reload(false).build();
         Self { known: BTreeMap::new(), symbolizer: Some(Kallsyms(symbolizer)) }
     }
 
     /// Reads the kernel's table now.
-    pub fn read(&self) {
+    pub(super) fn read(&self) {
         if let Some(Kallsyms(symbolizer)) = &self.symbolizer {
-            let _any: Option<String> = look_up(symbolizer, u64::MAX);
+            let _any: Option<Frame> = look_up(symbolizer, u64::MAX);
         }
     }
 
-    /// A fixed set, for tests and recordings.
-    #[must_use]
-    pub fn from_symbols(symbols: impl IntoIterator<Item = (u64, String)>) -> Self {
-        Self { known: symbols.into_iter().collect(), symbolizer: None }
+    /// A fixed set.
+    pub(super) fn fixed(known: BTreeMap<u64, Rc<Frame>>) -> Self {
+        Self { known, symbolizer: None }
     }
 
-    /// Turns a stack into lines `symbol+0xoffset` (or `0xaddress`), innermost frame first, without
-    /// the tracer's own frames.
-    pub fn resolve(&mut self, stack: &[u64]) -> Vec<String> {
+    /// The frames of a stack, innermost first, without the tracer's own.
+    pub(super) fn resolve(&mut self, stack: &[u64]) -> Vec<Rc<Frame>> {
         let mut frames: Vec<_> = stack.iter().map(|&address| self.symbol(address)).collect();
-        let is_tracer = |symbol: &String| TRACER.iter().any(|prefix| symbol.starts_with(prefix));
+        let is_tracer =
+            |frame: &Rc<Frame>| TRACER.iter().any(|prefix| frame.text().starts_with(prefix));
         let last = frames.iter().take(TRACER_DEPTH).rposition(is_tracer);
         frames.drain(..last.map_or(0, |last| last + 1));
         frames
     }
 
     /// The function that an address is in, or the address where that is not known.
-    pub fn function(&mut self, address: u64) -> String {
-        let mut symbol = self.symbol(address);
-        if let Some(end) = symbol.rfind("+0x") {
-            symbol.truncate(end);
-        }
-        symbol
+    pub(super) fn function(&mut self, address: u64) -> String {
+        self.symbol(address).function().to_owned()
     }
 
-    fn symbol(&mut self, address: u64) -> String {
+    fn symbol(&mut self, address: u64) -> Rc<Frame> {
         if self.known.len() >= MAX_KNOWN && self.symbolizer.is_some() {
             self.known.clear();
         }
         let symbolizer = self.symbolizer.as_ref();
         let symbol = self.known.entry(address).or_insert_with(|| {
             let found = symbolizer.and_then(|Kallsyms(symbolizer)| look_up(symbolizer, address));
-            found.unwrap_or_else(|| format!("{address:#x}"))
+            Rc::new(found.unwrap_or_else(|| Frame::nameless(address)))
         });
-        symbol.clone()
+        Rc::clone(symbol)
     }
 }
 
@@ -104,13 +100,13 @@ pub(crate) fn are_visible() -> bool {
     lines.into_iter().any(|line| !line.starts_with("0000000000000000"))
 }
 
-fn look_up(symbolizer: &Symbolizer, address: u64) -> Option<String> {
+fn look_up(symbolizer: &Symbolizer, address: u64) -> Option<Frame> {
     // The table has all we print; the image with its debug information is large, and often absent.
     let kernel = Kernel { vmlinux: MaybeDefault::None, ..Kernel::default() };
     let found =
         symbolizer.symbolize_single(&Source::Kernel(kernel), Input::AbsAddr(address)).ok()?;
     let symbol = found.as_sym()?;
-    Some(format!("{}+{:#x}", symbol.name, symbol.offset))
+    Some(Frame::of_function(&symbol.name, symbol.offset as u64))
 }
 
 #[cfg(test)]
@@ -119,9 +115,14 @@ mod tests {
 
     #[test]
     fn leaves_the_tracers_frames_out_and_unknown_ones_in() {
-        let names = ["bpf_prog_1234_memcg_end+0x1", "bpf_trace_run1+0x2", "try_to_free+0x3"];
-        let mut symbols = Symbols::from_symbols((1..).zip(names.map(str::to_owned)));
-        assert_eq!(symbols.resolve(&[1, 99, 2, 3, 4]), ["try_to_free+0x3", "0x4"]);
-        assert_eq!(symbols.resolve(&[3, 4]), ["try_to_free+0x3", "0x4"]);
+        let names = ["bpf_prog_1234_memcg_end", "bpf_trace_run1", "try_to_free"];
+        let known = (1..).zip(names.map(|name| Rc::new(Frame::of_function(name, 2)))).collect();
+        let mut symbols = KernelSymbols::fixed(known);
+        let mut resolve = |stack: &[u64]| {
+            let frames = symbols.resolve(stack);
+            frames.iter().map(|frame| frame.text().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(resolve(&[1, 99, 2, 3, 4]), ["try_to_free+0x2", "0x4"]);
+        assert_eq!(resolve(&[3, 4]), ["try_to_free+0x2", "0x4"]);
     }
 }
