@@ -96,6 +96,14 @@ pub struct Compaction {
     pub reserved: u32,
 }
 
+/// Values of [`Scope::is_off`].
+pub mod off {
+    /// It waits for something, and then perhaps for a CPU.
+    pub const ASLEEP: u32 = 1;
+    /// It was made to go, and waits for a CPU.
+    pub const PREEMPTED: u32 = 2;
+}
+
 /// A scope in progress, [`crate::record::Scope`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -118,7 +126,7 @@ pub struct Scope {
     pub sections: u32,
     /// How many reclaims and compactions have ended in it.
     pub rounds: u32,
-    /// 1 while the thread is off the CPU.
+    /// One of [`off`] while the thread is off the CPU, else 0.
     pub is_off: u32,
     /// Always zero.
     pub reserved: u32,

@@ -14,7 +14,7 @@ use aya_ebpf::{
 use memtrace_common::{
     config::wanted,
     counter,
-    in_progress::Scope,
+    in_progress::{Scope, off},
     record::{self, CALLERS, Parts, SHRINKERS, known, mechanism, part},
 };
 
@@ -62,7 +62,9 @@ fn sched_switch(ctx: RawTracePointContext) -> i32 {
         let (_, tid) = task.ids();
         if let Some(scope) = find(tid) {
             charge(scope, task, now());
-            scope.is_off = 1;
+            // `(bool preempt, ...)`: who was made to go could have run on. A bool is one byte.
+            let is_preempted = kernel::arg(&ctx, 0).is_some_and(|preempt| preempt as u8 != 0);
+            scope.is_off = if is_preempted { off::PREEMPTED } else { off::ASLEEP };
         }
     }
     let Some(next) = kernel::arg(&ctx, layout!(switch_next_arg)) else { return 0 };
@@ -120,10 +122,9 @@ fn memstall_enter(ctx: ProbeContext) -> u32 {
     if thread.task.is_kernel_thread() || thread.task.is_in_memstall() || !thread.passes() {
         return 0;
     }
-    let now = now();
     // One whose end was not seen.
     forget(thread.tid);
-    begin_or_nest(thread.tid, mechanism::SCOPE, now);
+    begin_or_nest(thread.tid, mechanism::SCOPE, 0);
     if let Some(scope) = find(thread.tid) {
         let mut frames = [0_u64; CALLERS + 1];
         let size = size_of_val(&frames) as u32;
@@ -132,6 +133,10 @@ fn memstall_enter(ctx: ProbeContext) -> u32 {
         // The innermost is the probed function itself.
         let [_, callers @ ..] = frames;
         scope.callers = callers;
+        // Last, as the time until here is not the kernel's. Nobody preempts a kprobe.
+        let now = now();
+        scope.start_ns = now;
+        scope.charged_ns = now;
     }
     0
 }
@@ -229,6 +234,10 @@ fn forget(tid: u32) {
 
 /// Out of line, as the three mechanisms' probes would hold it twice each.
 #[inline(never)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "an empty scope by value would be put on the stack, which has no room for it"
+)]
 fn begin_or_nest(tid: u32, section: u32, now: u64) {
     let task = Task::current();
     let bit = 1 << section;
@@ -300,9 +309,16 @@ fn charge(scope: &mut Scope, task: Task, now: u64) {
 /// Charges the time for which the thread was off the CPU.
 #[inline(always)]
 fn back_on_cpu(scope: &mut Scope, now: u64) {
-    scope.unsettled_ns = now.saturating_sub(scope.charged_ns);
+    let is_preempted = scope.is_off == off::PREEMPTED;
     scope.is_off = 0;
-    spend(scope, off_part(scope), now);
+    match off_part(scope) {
+        // The scheduler's own count lacks what it took to choose who runs next.
+        part::BLOCKED if is_preempted => spend(scope, part::WAITING, now),
+        part => {
+            scope.unsettled_ns = now.saturating_sub(scope.charged_ns);
+            spend(scope, part, now);
+        }
+    }
 }
 
 /// Shrinkers and compaction keep what they are off the CPU for.
@@ -348,6 +364,9 @@ fn off_part(scope: &Scope) -> usize {
     if scope.sections & COMPACTION != 0 { part::COMPACTION } else { part::BLOCKED }
 }
 
+/// Words of all parts.
+const PARTS_WORDS: usize = size_of::<Parts>() / size_of::<u64>();
+
 /// Delivers a scope that has ended, and not for long as it stands there.
 #[inline(always)]
 fn deliver(thread: Thread, scope: &Scope) {
@@ -364,19 +383,26 @@ fn deliver(thread: Thread, scope: &Scope) {
         if scope.callers[0] != 0 {
             stall.known |= known::MEMSTALL;
         }
-        // SAFETY: the place has room for each of the parts.
-        unsafe {
-            (&raw mut (*place).stall).write(stall);
-            (&raw mut (*place).cgroup_id).write(cgroup_id);
-            (&raw mut (*place).callers).write(scope.callers);
-        }
-        const WORDS: usize = size_of::<Parts>() / size_of::<u64>();
-        // SAFETY: only the address is taken.
+        // SAFETY: only addresses of parts of the place are taken, here and below.
+        let to = unsafe { &raw mut (*place).stall };
+        // SAFETY: the place has room for it, as for the others below.
+        unsafe { to.write(stall) };
+        // SAFETY: as above.
+        let to = unsafe { &raw mut (*place).cgroup_id };
+        // SAFETY: as above.
+        unsafe { to.write(cgroup_id) };
+        // SAFETY: as above.
+        let to = unsafe { &raw mut (*place).callers };
+        // SAFETY: as above.
+        unsafe { to.write(scope.callers) };
+        // SAFETY: as above.
         let to = unsafe { &raw mut (*place).parts }.cast::<u64>();
         let from = (&raw const scope.parts).cast::<u64>();
-        for word in 0..WORDS {
-            // SAFETY: both are words of `Parts`; volatile, or the compiler would call a function for it.
-            unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
+        for word in 0..PARTS_WORDS {
+            // SAFETY: it is a word of `Parts`; volatile, or the compiler would call a function for all.
+            let ns = unsafe { from.wrapping_add(word).read_volatile() };
+            // SAFETY: likewise.
+            unsafe { to.wrapping_add(word).write_volatile(ns) };
         }
     });
 }

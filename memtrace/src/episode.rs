@@ -4,7 +4,7 @@
 //! is delivered by itself. Rounds of one thread for the same order and flags that follow one another
 //! closely are one episode, which lasts as long as its rounds together.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use memtrace_common::record::part;
 
@@ -102,6 +102,8 @@ pub struct Episodes {
     inside: HashMap<u32, Vec<Stall>>,
     /// By thread, what the next round may belong to.
     open: HashMap<u32, Episode>,
+    /// Those of these threads that were in no further round when last looked at.
+    idle: HashSet<u32>,
     finished: VecDeque<Episode>,
     /// What the rounds say of the reclaim of their targets, as they come: an episode may go on for long.
     evidence: VecDeque<(u64, Round)>,
@@ -123,6 +125,7 @@ impl Episodes {
             scopes,
             inside: HashMap::new(),
             open: HashMap::new(),
+            idle: HashSet::new(),
             finished: VecDeque::new(),
             evidence: VecDeque::new(),
         }
@@ -164,15 +167,29 @@ impl Episodes {
     }
 
     /// Ends the episodes to which nothing can be added any more at `now_ns`, when all that had been
-    /// delivered by then was taken.
-    pub fn expire(&mut self, now_ns: u64) {
-        let gap_ns = self.gap_ns;
-        self.finish(|open| open.end_ns.saturating_add(gap_ns) < now_ns);
+    /// delivered by then was taken. `begun_ns` tells of a thread that is in a round when that began: it
+    /// may last longer than the gap. Where it is in none, one that has just ended may not have been taken
+    /// yet, so the episode ends when this is called the next time.
+    pub fn expire(&mut self, now_ns: u64, begun_ns: impl Fn(u32) -> Option<u64>) {
+        let Self { gap_ns, open, idle, .. } = self;
+        let is_over = |tid: &u32, open: &mut Episode| {
+            let until_ns = open.end_ns.saturating_add(*gap_ns);
+            if until_ns >= now_ns {
+                return false;
+            }
+            if idle.remove(tid) {
+                return true;
+            }
+            if !begun_ns(*tid).is_some_and(|begun| (open.end_ns..until_ns).contains(&begun)) {
+                idle.insert(*tid);
+            }
+            false
+        };
+        let ended: Vec<_> = open.extract_if(is_over).map(|(_, open)| open).collect();
+        self.finish(ended);
     }
 
-    fn finish(&mut self, is_over: impl Fn(&Episode) -> bool) {
-        let ended = self.open.extract_if(|_, open| is_over(open));
-        let mut ended: Vec<_> = ended.map(|(_, open)| open).collect();
+    fn finish(&mut self, mut ended: Vec<Episode>) {
         ended.sort_by_key(|episode| episode.end_ns);
         self.finished.extend(ended);
     }
@@ -184,7 +201,8 @@ impl Episodes {
                 self.join(Episode::of_round(&stall));
             }
         }
-        self.finish(|_| true);
+        let ended = self.open.drain().map(|(_, open)| open).collect();
+        self.finish(ended);
     }
 
     /// The next episode that has ended.
@@ -204,6 +222,7 @@ impl Episodes {
         if self.gap_ns == 0 {
             return self.finished.push_back(next);
         }
+        self.idle.remove(&next.tid);
         if let Some(open) = self.open.get_mut(&next.tid) {
             let belongs = (open.order, open.gfp) == (next.order, next.gfp)
                 && (next.order.is_some() || open.kind == next.kind)
@@ -551,9 +570,34 @@ mod tests {
     fn an_episode_ends_when_nothing_can_be_added_any_more() {
         let mut episodes = Episodes::new(MS, false);
         episodes.round(reclaim(0, 10));
-        episodes.expire(MS + 10);
+        for now_ns in [MS + 10, MS + 10, MS + 11] {
+            episodes.expire(now_ns, |_| None);
+            assert_eq!(episodes.next_finished(), None);
+        }
+        // What had been delivered before the last look has been taken by now.
+        episodes.expire(MS + 12, |_| None);
+        assert_eq!(episodes.next_finished().map(|it| it.rounds.total()), Some(1));
+    }
+
+    #[test]
+    fn an_episode_goes_on_while_its_next_round_does() {
+        let mut episodes = Episodes::new(MS, false);
+        episodes.round(reclaim(0, 10));
+        for now_ns in [2 * MS, 3 * MS] {
+            episodes.expire(now_ns, |_| Some(MS));
+            assert_eq!(episodes.next_finished(), None);
+        }
+        episodes.expire(4 * MS, |_| None);
+        episodes.round(reclaim(MS, 2 * MS));
+        episodes.expire(4 * MS + 1, |_| None);
         assert_eq!(episodes.next_finished(), None);
-        episodes.expire(MS + 11);
+        // One that began later, or whose end was not seen, is none of it.
+        episodes.expire(4 * MS + 2, |_| Some(4 * MS));
+        assert_eq!(episodes.next_finished().map(|it| it.rounds.total()), Some(2));
+        episodes.round(reclaim(5 * MS, 10));
+        for now_ns in [7 * MS, 8 * MS] {
+            episodes.expire(now_ns, |_| Some(MS));
+        }
         assert_eq!(episodes.next_finished().map(|it| it.rounds.total()), Some(1));
     }
 

@@ -145,6 +145,8 @@ enum Measure {
     Now,
     /// BPF run time per stall with many threads stalled at once
     Growth,
+    /// BPF run time per switch between threads that are not stalled
+    Switch,
     /// Not measured here, but in a guest
     Guest,
 }
@@ -162,6 +164,7 @@ impl Measure {
             Self::Memory => measures::memory::measure(setting),
             Self::Now => measures::now::measure(setting),
             Self::Growth => measures::growth::measure(setting),
+            Self::Switch => measures::switch::measure(setting),
             Self::Guest => Ok(Vec::new()),
         }
     }

@@ -129,11 +129,16 @@ impl Tracer {
         Runs::of(&self.programs.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     }
 
-    /// How often its program of this name has run, in either of its two kinds.
-    pub fn count(&self, name: &str) -> Result<u64> {
+    /// What the kernel counted of its program of this name, in either of its two kinds.
+    pub fn runs_of(&self, name: &str) -> Result<Runs> {
         let is_named = |known: &str| known.strip_prefix(CLASSIC).unwrap_or(known) == name;
         let named = self.programs.iter().filter(|(_, known)| is_named(known));
-        Ok(Runs::of(&named.map(|(id, _)| *id).collect::<Vec<_>>())?.count)
+        Runs::of(&named.map(|(id, _)| *id).collect::<Vec<_>>())
+    }
+
+    /// How often that has run.
+    pub fn count(&self, name: &str) -> Result<u64> {
+        Ok(self.runs_of(name)?.count)
     }
 
     /// How many stalls at a cgroup's limit have ended.

@@ -31,6 +31,8 @@ pub enum Command {
     Anon(AnonArgs),
     /// Have a cgroup's page cache reclaimed by writing to its memory.reclaim (Linux 5.19, cgroup v2)
     Reclaim(ReclaimArgs),
+    /// Look up names that do not exist, which the kernel remembers until a shrinker forgets them
+    Lookup(LookupArgs),
     /// Ask for huge pages where memory is fragmented, so that the kernel has to compact it
     Thp(ThpArgs),
     /// Ask the kernel to compact all memory, by writing to /proc/sys/vm/compact_memory
@@ -136,6 +138,20 @@ pub struct ReclaimArgs {
     #[command(flatten)]
     pub time: TimeArgs,
     /// Where to put the file, which has no name and is gone at the end: a directory on a disk
+    #[arg(long, value_name = "PATH", default_value = "/var/tmp")]
+    pub dir: PathBuf,
+}
+
+#[derive(Args)]
+pub struct LookupArgs {
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Number of threads
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u16).range(1..=256))]
+    pub threads: u16,
+    #[command(flatten)]
+    pub time: TimeArgs,
+    /// Where to look names up: a directory on a disk
     #[arg(long, value_name = "PATH", default_value = "/var/tmp")]
     pub dir: PathBuf,
 }

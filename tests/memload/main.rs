@@ -7,6 +7,7 @@ mod cli;
 mod compact;
 mod dirty;
 mod hopeless;
+mod lookup;
 mod oom;
 mod place;
 mod reclaim;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Churn(args) => churn::run(&args),
         Command::Anon(args) => anon::run(&args),
         Command::Reclaim(args) => reclaim::run(&args),
+        Command::Lookup(args) => lookup::run(&args),
         Command::Thp(args) => thp::run(&args),
         Command::Compact(args) => compact::run(&args),
         Command::Thrash(args) => thrash::run(&args),

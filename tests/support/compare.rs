@@ -50,6 +50,16 @@ pub const GUEST_BOUNDS: Bounds = Bounds {
 pub const PREEMPTIBLE_GUEST_BOUNDS: Bounds =
     Bounds { share: 0.5, limit: Duration::from_secs(5), ..GUEST_BOUNDS };
 
+/// Those of this machine.
+#[must_use]
+pub fn bounds() -> Bounds {
+    match (is_guest(), has_preemptible_tracepoints()) {
+        (false, _) => BOUNDS,
+        (true, false) => GUEST_BOUNDS,
+        (true, true) => PREEMPTIBLE_GUEST_BOUNDS,
+    }
+}
+
 /// Where a thread can be preempted between the two measurements, it can be moved to another CPU as
 /// well. Two switches of threads and what the other thread does take longer than this.
 const SWITCH: Duration = Duration::from_micros(100);
@@ -233,13 +243,14 @@ impl<'a> Matched<'a> {
     }
 }
 
+/// Checks that two measurements of the same times differ by no more than [`Bounds`] allow, in
+/// nanoseconds.
+///
+/// # Panics
+/// When they do.
 #[track_caller]
-fn assert_within_bounds(what: &str, mut differences: Vec<u64>) {
-    let Bounds { usual, share, few, limit } = match (is_guest(), has_preemptible_tracepoints()) {
-        (false, _) => BOUNDS,
-        (true, false) => GUEST_BOUNDS,
-        (true, true) => PREEMPTIBLE_GUEST_BOUNDS,
-    };
+pub fn assert_within_bounds(what: &str, mut differences: Vec<u64>) {
+    let Bounds { usual, share, few, limit } = bounds();
     differences.sort_unstable();
     let Some(&largest) = differences.last() else { return };
     let within =

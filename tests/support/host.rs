@@ -182,3 +182,12 @@ fn zone(section: &str) -> Result<Option<Zone>> {
         high: number("high")?,
     }))
 }
+
+/// Whether the beginning of a function of the kernel can be probed, as perf's probes are there for it
+/// and the function that begins a memstall section is.
+#[must_use]
+pub fn kprobes_work() -> bool {
+    let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    Path::new("/sys/bus/event_source/devices/kprobe").exists()
+        && symbols.lines().any(|line| line.ends_with(" T psi_memstall_enter"))
+}

@@ -1,21 +1,13 @@
-//! The oracle: a private ftrace instance that records the same tracepoints as memtrace, and the
-//! stalls that its trace shows.
-//!
-//! ftrace counts what it drops. The oracle refuses to answer when that is not zero, as it could
-//! not tell a stall that memtrace made up from one that ftrace lost.
+//! The oracle: ftrace records the same tracepoints as memtrace, and the stalls that its trace shows.
 
-use std::{
-    collections::HashMap,
-    fs,
-    io::ErrorKind,
-    path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU32, Ordering},
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    ftrace::{self, Event, Ftrace, Tracepoint},
+    host::{Zone, zones},
 };
-
-use anyhow::{Context as _, Result, bail, ensure};
-
-use crate::host::{Mount, Zone, zones};
 
 /// The tracepoints that make or measure a stall. Kernels without one of them do without.
 const EVENTS: [&str; 12] = [
@@ -35,9 +27,6 @@ const EVENTS: [&str; 12] = [
 
 /// The tracepoint that counts scanned pages.
 const ISOLATE: &str = "vmscan/mm_vmscan_lru_isolate";
-
-/// Size of the trace buffer, for each CPU.
-const BUFFER_KIB: u32 = 32 << 10;
 
 /// What held a thread up, by the pair of tracepoints that shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,100 +114,33 @@ pub struct Orphan {
     pub at_ns: u64,
 }
 
-/// The running oracle. Its ftrace instance is removed when dropped.
+/// The running oracle.
 #[derive(Debug)]
 pub struct Oracle {
-    instance: PathBuf,
+    ftrace: Ftrace,
     zones: Vec<Zone>,
-    /// Holds the file system of `instance`.
-    _tracefs: Mount,
 }
 
 impl Oracle {
     /// Starts recording.
     pub fn start() -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let tracefs = Mount::new("tracefs")?;
-        let instance =
-            tracefs.path().join(format!("instances/memtrace-test-{}-{number}", process::id()));
-        fs::create_dir(&instance).context("cannot create an instance of ftrace")?;
-        let oracle = Self { instance, zones: zones()?, _tracefs: tracefs };
-        oracle.write("tracing_on", "0")?;
-        oracle.write("trace_clock", "mono")?;
-        oracle.write("buffer_size_kb", &BUFFER_KIB.to_string())?;
-        for event in EVENTS {
-            let dir = oracle.instance.join("events").join(event);
-            if !dir.exists() {
-                continue;
-            }
-            if event == ISOLATE {
-                // Scans that found nothing on their list are most of all events.
-                oracle.write(&format!("events/{event}/filter"), "nr_scanned > 0")?;
-            }
-            oracle.write(&format!("events/{event}/enable"), "1")?;
-        }
-        oracle.write("tracing_on", "1")?;
-        Ok(oracle)
+        // Scans that found nothing on their list are most of all events.
+        let filter = |name| (name == ISOLATE).then(|| "nr_scanned > 0".to_owned());
+        let tracepoints = EVENTS.map(|name| Tracepoint { name, filter: filter(name) });
+        Ok(Self { zones: zones()?, ftrace: Ftrace::start(tracepoints)? })
     }
 
     /// Stops recording and gives what was recorded. Fails where ftrace itself lost events.
     pub fn stop(self) -> Result<Trace> {
-        self.write("tracing_on", "0")?;
-        self.ensure_complete()?;
-        let text = read_bytes(&self.instance.join("trace"))?;
+        let text = self.ftrace.stop()?;
         let mut parser =
             Parser { zones: &self.zones, open: HashMap::new(), trace: Trace::default() };
-        for line in String::from_utf8_lossy(&text).lines().filter(|line| !line.starts_with('#')) {
-            parser.line(line).with_context(|| format!("unknown form of ftrace's line `{line}`"))?;
+        for event in ftrace::events(&text) {
+            let event = event?;
+            parser.event(&event).with_context(|| format!("unknown form of {event:?}"))?;
         }
         Ok(parser.finish())
     }
-
-    fn write(&self, file: &str, value: &str) -> Result<()> {
-        let path = self.instance.join(file);
-        fs::write(&path, value)
-            .with_context(|| format!("cannot write `{value}` to `{}`", path.display()))
-    }
-
-    fn ensure_complete(&self) -> Result<()> {
-        for cpu in fs::read_dir(self.instance.join("per_cpu")).context("no per_cpu in tracefs")? {
-            let path = cpu?.path().join("stats");
-            let stats = match fs::read_to_string(&path) {
-                Ok(stats) => stats,
-                // CPUs that are possible but not there.
-                Err(err) if err.kind() == ErrorKind::NotFound => continue,
-                Err(err) => {
-                    return Err(err).with_context(|| format!("cannot read `{}`", path.display()));
-                }
-            };
-            for name in ["overrun", "commit overrun", "dropped events"] {
-                let value =
-                    stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-                let value =
-                    value.with_context(|| format!("no `{name}` in `{}`", path.display()))?;
-                ensure!(
-                    value == "0",
-                    "inconclusive: ftrace itself lost events (`{name}: {value}` in `{}`), so it cannot judge",
-                    path.display()
-                );
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Oracle {
-    fn drop(&mut self) {
-        if let Err(err) = fs::remove_dir(&self.instance) {
-            eprintln!("cannot remove `{}`: {err}", self.instance.display());
-        }
-    }
-}
-
-/// Reads a file of tracefs, whose sizes are unknown and whose names may be any bytes.
-fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))
 }
 
 /// What the begin tells.
@@ -234,68 +156,6 @@ struct Parser<'a> {
     trace: Trace,
 }
 
-/// The parts of a line of the trace.
-struct Event<'a> {
-    comm: Option<&'a str>,
-    tid: u32,
-    cpu: u32,
-    at_ns: u64,
-    name: &'a str,
-    fields: &'a str,
-}
-
-impl<'a> Event<'a> {
-    /// Takes apart a line such as
-    /// `  dd-42      [001] .....  12.345678: mm_vmscan_memcg_reclaim_end: nr_reclaimed=32`.
-    ///
-    /// A thread's name may have spaces and colons in it, so the head is read from its end.
-    fn parse(line: &'a str) -> Option<Self> {
-        let mut colons = line.match_indices(':').map(|(at, _)| at);
-        let split = colons.find(|&at| line[at..].starts_with(": mm_"))?;
-        let (head, event) = (&line[..split], &line[split + 2..]);
-        let (name, fields) = event.split_once(": ")?;
-        let (head, time) = head.rsplit_once(' ')?;
-        let (head, _flags) = head.trim_end().rsplit_once(' ')?;
-        let (thread, cpu) = head.trim_end().rsplit_once(' ')?;
-        let (comm, tid) = thread.trim().rsplit_once('-')?;
-        let (secs, micros) = time.split_once('.')?;
-        if micros.len() != 6 {
-            return None;
-        }
-        let micros = secs.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?;
-        Some(Self {
-            comm: Some(comm).filter(|&comm| comm != "<...>"),
-            tid: tid.parse().ok()?,
-            cpu: cpu.strip_prefix('[')?.strip_suffix(']')?.parse().ok()?,
-            at_ns: micros * 1000,
-            name,
-            fields,
-        })
-    }
-
-    /// The value of a field, written `name=value`.
-    fn field(&self, name: &str) -> Result<&'a str> {
-        let mut fields = self.fields.split(' ').filter_map(|field| field.split_once('='));
-        let found = fields.find(|(candidate, _)| *candidate == name);
-        found
-            .map(|(_, value)| value.trim_end_matches(','))
-            .with_context(|| format!("no field `{name}`"))
-    }
-
-    fn number<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(
-        &self,
-        name: &str,
-    ) -> Result<T> {
-        self.field(name)?.parse().with_context(|| format!("`{name}` is not a number"))
-    }
-
-    fn address(&self, name: &str) -> Result<u64> {
-        let digits = self.field(name)?.trim_start_matches("0x");
-        u64::from_str_radix(digits, 16)
-            .with_context(|| format!("`{name}` is not a hexadecimal number"))
-    }
-}
-
 /// The flags of an allocation in the kernel's words, in an order that does not depend on it.
 fn gfp(words: &str) -> Vec<String> {
     let mut names: Vec<_> = words.split('|').map(str::to_owned).collect();
@@ -304,9 +164,8 @@ fn gfp(words: &str) -> Vec<String> {
 }
 
 impl Parser<'_> {
-    fn line(&mut self, line: &str) -> Result<()> {
-        let event = Event::parse(line).context("not an event")?;
-        let Some((mechanism, is_begin)) = meaning(event.name)? else { return self.scan(&event) };
+    fn event(&mut self, event: &Event<'_>) -> Result<()> {
+        let Some((mechanism, is_begin)) = meaning(event.name)? else { return self.scan(event) };
         let key = (event.tid, mechanism);
         if is_begin {
             let begin = if mechanism == Mechanism::Compaction {

@@ -164,7 +164,7 @@ pub fn assert_same(one: &Output, other: &Output) {
 }
 
 impl Summary {
-    fn parse(value: &Value) -> Result<Self> {
+    pub(crate) fn parse(value: &Value) -> Result<Self> {
         Ok(Self {
             stalls: number(value, "stalls")?,
             lost: number(value, "lost")?,

@@ -366,6 +366,12 @@ impl Live {
         self.unfinished.count()
     }
 
+    /// When a thread that is held up began to be, in nanoseconds of `CLOCK_MONOTONIC`.
+    #[must_use]
+    pub fn begun_ns(&self, tid: u32) -> Option<u64> {
+        self.unfinished.begun_ns(tid)
+    }
+
     /// What was asked for and this kernel does not have, each with the reason.
     #[must_use]
     pub fn unavailable(&self) -> &[String] {

@@ -11,7 +11,10 @@ use aya::{
     Ebpf, Pod,
     maps::{HashMap, Map, MapData, MapError},
 };
-use memtrace_common::in_progress::{Compaction, Reclaim, Scope, Slot};
+use memtrace_common::{
+    in_progress::{Compaction, Reclaim, Scope, Slot},
+    record::mechanism,
+};
 use rustix::mm::ProtFlags;
 
 use super::{LiveError, load, mapping::Mapping};
@@ -51,6 +54,22 @@ impl Unfinished {
         })
     }
 
+    /// When the one that a thread is in began, in nanoseconds of `CLOCK_MONOTONIC`: that is the first
+    /// word in each of the tables.
+    pub(super) fn begun_ns(&self, tid: u32) -> Option<u64> {
+        let scope = self.scopes.get(&tid, 0).map(|[begun_ns, ..]| begun_ns);
+        let compaction = || self.compactions.get(&tid, 0).map(|[begun_ns, ..]| begun_ns);
+        let reclaims = [mechanism::DIRECT, mechanism::MEMCG, mechanism::SOFTLIMIT, mechanism::NODE];
+        let reclaim = |mechanism| self.reclaims.get(&[tid, mechanism], 0);
+        scope
+            .or_else(|_| compaction())
+            .ok()
+            .or_else(|| in_slot(self.slots.as_fd(), self.size, tid))
+            .or_else(|| {
+                reclaims.into_iter().find_map(|it| reclaim(it).ok()).map(|[begun_ns, ..]| begun_ns)
+            })
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> Result<u64, LiveError> {
         // What else they are in is in their scope.
@@ -64,6 +83,19 @@ impl Unfinished {
             + entries(&self.reclaims, "RECLAIMS")?
             + entries(&self.compactions, "COMPACTIONS")?)
     }
+}
+
+/// When the reclaim in a thread's slot, of slots that are together `size` bytes, began, if it is the thread's.
+fn in_slot(slots: BorrowedFd<'_>, size: usize, tid: u32) -> Option<u64> {
+    const START: usize = offset_of!(Slot, reclaim) + offset_of!(Reclaim, start_ns);
+    let page = rustix::param::page_size();
+    // They are a power of two.
+    let slot = (tid as usize * size_of::<Slot>()) & size.checked_sub(1)?;
+    let part = Mapping::new(slots, page, ProtFlags::READ, slot & !(page - 1)).ok()?;
+    let word = |at| part.half_word((slot & (page - 1)) + at).load(Ordering::Relaxed);
+    // The lower two bits of the owner are the mechanism.
+    let is_own = word(offset_of!(Slot, owner)) >> 2 == tid;
+    is_own.then(|| u64::from(word(START)) | u64::from(word(START + size_of::<u32>())) << 32)
 }
 
 /// How many of the slots, together `size` bytes, somebody has.
@@ -137,6 +169,20 @@ mod tests {
                 assert_eq!(owners(), (owned.len() - number - 1) as u64, "slot {slot} of {count}");
             }
         }
+    }
+
+    #[test]
+    fn the_reclaim_in_a_slot_is_the_threads_own() {
+        let slots = unowned(256);
+        let size = 256 * SLOT;
+        set_owner(&slots, 5, (256 + 5) << 2 | mechanism::MEMCG);
+        let begun_ns = 0x1234_5678_9abc_def0_u64;
+        let at = 5 * SLOT + offset_of!(Slot, reclaim) + offset_of!(Reclaim, start_ns);
+        slots.write_all_at(&begun_ns.to_ne_bytes(), at as u64).unwrap();
+        let in_slot = |tid| in_slot(slots.as_fd(), size, tid);
+        assert_eq!(in_slot(256 + 5), Some(begun_ns));
+        assert_eq!(in_slot(5), None);
+        assert_eq!(in_slot(256 + 6), None);
     }
 
     #[test]

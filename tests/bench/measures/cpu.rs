@@ -15,12 +15,18 @@ use crate::{
     host::pin,
     programs::{Floor, RECORD, Writer},
     report::{Budget, Row},
-    setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, Setting},
+    setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, STALLS, STALLS_ONLY, Setting},
 };
 
 /// Modes, and their budget in microseconds.
-const MODES: [(Mode, Option<f64>); 4] =
-    [(ROWS, Some(1.0)), (EXTENDED, None), (JSON, Some(1.0)), (HISTOGRAM, Some(0.2))];
+const MODES: [(Mode, Option<f64>); 6] = [
+    (ROWS, Some(1.0)),
+    (EXTENDED, None),
+    (JSON, Some(1.0)),
+    (HISTOGRAM, Some(0.2)),
+    (STALLS, None),
+    (STALLS_ONLY, None),
+];
 
 const UNIT: &str = "us/stall";
 

@@ -14,10 +14,14 @@ use crate::{
     peers::{Peer, Rounds},
     programs::{Floor, Runs},
     report::{Budget, Row},
-    setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, STACKS, Setting, WARM_UP, measure_runs},
+    setting::{
+        EXTENDED, HISTOGRAM, JSON, Mode, ROWS, STACKS, STALLS, STALLS_ONLY, Setting, WARM_UP,
+        measure_runs,
+    },
 };
 
-const MODES: [Mode; 5] = [ROWS, EXTENDED, STACKS, JSON, HISTOGRAM];
+/// Those of `stalls` include what its program costs at every switch of threads meanwhile.
+const MODES: [Mode; 7] = [ROWS, EXTENDED, STACKS, JSON, HISTOGRAM, STALLS, STALLS_ONLY];
 
 const UNIT: &str = "ns/stall";
 const FLOOR: &str = "two empty programs";

@@ -8,11 +8,11 @@ use crate::{
     flood::Pace,
     peers::{Peer, Rounds},
     report::{Budget, Row},
-    setting::{HISTOGRAM, Mode, ROWS, STACKS, Setting, mib},
+    setting::{HISTOGRAM, Mode, ROWS, STACKS, STALLS, STALLS_ONLY, Setting, mib},
     tracer::memory_of,
 };
 
-const MODES: [Mode; 3] = [ROWS, HISTOGRAM, STACKS];
+const MODES: [Mode; 5] = [ROWS, HISTOGRAM, STACKS, STALLS, STALLS_ONLY];
 
 const UNIT: &str = "MiB";
 
@@ -73,9 +73,13 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The kernel's symbols, for stacks, are beyond it.
+/// The kernel's symbols, for stacks and for the names of shrinkers, are beyond it.
 fn with_budget(row: Row, mode: Mode) -> Row {
-    if mode == STACKS { row } else { row.within(Budget::Most(RESIDENT)) }
+    if [STACKS, STALLS, STALLS_ONLY].contains(&mode) {
+        row
+    } else {
+        row.within(Budget::Most(RESIDENT))
+    }
 }
 
 /// The most that a peer had resident until now.

@@ -10,3 +10,4 @@ pub mod now;
 pub mod rate;
 pub mod slowdown;
 pub mod start;
+pub mod switch;

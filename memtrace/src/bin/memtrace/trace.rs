@@ -356,7 +356,7 @@ impl<'a> Run<'a> {
     /// Ends the episodes to which nothing was added up to `now_ns`.
     fn expire(&mut self, now_ns: u64) {
         if let Some(shown) = &mut self.episodes {
-            shown.episodes.expire(now_ns);
+            shown.episodes.expire(now_ns, |tid| self.live.begun_ns(tid));
         }
         self.show_episodes();
         let Self { view, names, output, episodes, .. } = self;

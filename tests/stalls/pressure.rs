@@ -1,0 +1,139 @@
+//! The kernel's own account of stalls, pressure stall information, against memtrace's. Where memstall
+//! sections can be probed the two measure the same.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::{process::Pid, thread::CpuSet};
+use tests::{
+    cgroup::{Cgroup, Limit, TEST},
+    episodes::{Episode, Stalls, assert_parts_add_up},
+    host::{kprobes_work, require_guest},
+    load::{Churning, LIMIT, Load},
+    run::Memtrace,
+};
+
+use super::{memload, stopped};
+
+/// How far the two may be apart: one part in so many of the time, one percent.
+const APART: u64 = 100;
+/// What the two may be apart in each section, in nanoseconds: where memtrace has looked at its clock at the
+/// end, it delivers what it has seen before the kernel looks at its own, for which an emulated CPU takes
+/// some 20 us.
+const EACH_NS: u64 = 50_000;
+/// The shortest pressure, in nanoseconds, that proves something.
+const ENOUGH_NS: u64 = 500_000_000;
+
+/// How long some thread of the cgroup was held up so far, by the kernel, in nanoseconds.
+fn pressure_ns(cgroup: &Path) -> Result<u64> {
+    let path = cgroup.join("memory.pressure");
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let some = text.lines().find_map(|line| line.strip_prefix("some ")?.rsplit_once("total="));
+    let (_, total) = some.with_context(|| format!("unknown form of memory.pressure: `{text}`"))?;
+    Ok(total.parse::<u64>()? * 1000)
+}
+
+/// Keeps a load, and the threads that it will start, on one CPU: the kernel weighs a cgroup's pressure
+/// on each CPU by how busy it keeps that, so that what moves between two is not counted whole.
+fn pin(load: &Load) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(0);
+    for &tid in load.tids() {
+        let tid = Pid::from_raw(i32::try_from(tid)?).context("no thread id")?;
+        rustix::thread::sched_setaffinity(Some(tid), &cpus).context("cannot pin a thread")?;
+    }
+    Ok(())
+}
+
+/// Lets a load of a cgroup work, and gives what memtrace shows of it, section by section, and the pressure.
+fn compare(mut load: Load, cgroup: &Path) -> Result<Stalls> {
+    ensure!(kprobes_work(), "this kernel's functions cannot be probed");
+    pin(&load)?;
+    let pid = load.id();
+    let memtrace = Memtrace::start(&["stalls", "--rounds", "--json", "-p", &pid.to_string()]);
+    let before = pressure_ns(cgroup)?;
+    load.work_until("pressure", || pressure_ns(cgroup).is_ok_and(|now| now >= before + ENOUGH_NS))?;
+    println!("{}", load.stop()?);
+    let pressure = pressure_ns(cgroup)? - before;
+    let stalls = stopped(memtrace)?;
+    assert_parts_add_up(&stalls.episodes);
+    assert_eq!(stalls.not_watched.len(), 0, "{:?}", stalls.not_watched);
+    assert_agree(&stalls, pressure);
+    Ok(stalls)
+}
+
+/// Checks that threads were held up as long by memtrace as by the kernel. Where several are at once the
+/// kernel counts the time once.
+#[track_caller]
+fn assert_agree(stalls: &Stalls, pressure_ns: u64) {
+    let mut spans: Vec<_> = stalls.episodes.iter().map(|it| (it.start_ns, it.end_ns)).collect();
+    spans.sort_unstable();
+    let (mut union, mut until) = (0, 0);
+    for (start_ns, end_ns) in &spans {
+        union += end_ns.saturating_sub(*start_ns.max(&until));
+        until = until.max(*end_ns);
+    }
+    let apart = union.abs_diff(pressure_ns);
+    let bound = pressure_ns / APART + spans.len() as u64 * EACH_NS;
+    println!(
+        "{union} ns in {} sections, by the kernel {pressure_ns} ns: apart {apart}, {:.2} %, {} ns each",
+        spans.len(),
+        apart as f64 * 100.0 / pressure_ns as f64,
+        apart / spans.len().max(1) as u64,
+    );
+    assert!(
+        apart <= bound,
+        "{union} ns, but by the kernel {pressure_ns} ns, {apart} apart of {bound}"
+    );
+}
+
+fn sum(stalls: &Stalls, kind: &str) -> u64 {
+    stalls.episodes.iter().filter_map(|it: &Episode| it.kinds.get(kind)).sum()
+}
+
+/// One thread that reads and writes a file in a cgroup with this limit.
+fn of_file(limit: Limit) -> Result<Stalls> {
+    require_guest();
+    let cgroup = Cgroup::limited_by(TEST, limit)?;
+    let load = Load::churn(memload(), &Churning { threads: 1, ..Churning::new(&cgroup) })?;
+    compare(load, cgroup.path())
+}
+
+#[test]
+fn by_memory_max() -> Result<()> {
+    let stalls = of_file(Limit::Max(LIMIT))?;
+    assert!(sum(&stalls, "memcg-max") > 0);
+    assert_eq!((sum(&stalls, "memcg-high"), sum(&stalls, "penalty")), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn by_memory_high() -> Result<()> {
+    let stalls = of_file(Limit::High(LIMIT))?;
+    assert!(sum(&stalls, "memcg-high") > 0);
+    assert_eq!(sum(&stalls, "memcg-max"), 0);
+    Ok(())
+}
+
+/// Memory that cannot be reclaimed, beyond memory.high: the kernel puts the thread to sleep.
+#[test]
+fn penalty() -> Result<()> {
+    require_guest();
+    let cgroup = Cgroup::limited_by(TEST, Limit::High(LIMIT))?;
+    let args = ["anon", "--limit", "16M", "--size", "24M", "--threads", "1", "--duration", "5m"];
+    let load = Load::of(memload(), &args)?;
+    // Out of its own, which goes with it.
+    cgroup.add(load.id())?;
+    let stalls = compare(load, cgroup.path())?;
+    let slept = sum(&stalls, "penalty");
+    println!("{slept} ns of penalty, {} ns of reclaim for memory.high", sum(&stalls, "memcg-high"));
+    assert!(slept > ENOUGH_NS / 2, "only {slept} ns of penalty");
+    assert_eq!(sum(&stalls, "memcg-max"), 0);
+    for episode in stalls.episodes.iter().filter(|episode| episode.kind == "penalty") {
+        assert_eq!(episode.rounds, [0, 0, 1], "{}", episode.value);
+        let asleep = episode.part("blocked") + episode.part("waiting");
+        assert!(asleep > episode.duration_ns / 2, "{}", episode.value);
+    }
+    Ok(())
+}

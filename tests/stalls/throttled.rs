@@ -1,0 +1,75 @@
+//! Throttling, against what the kernel says of each of its sleeps.
+
+use anyhow::Result;
+use tests::{
+    cgroup::{Hierarchy, Version},
+    episodes::assert_parts_add_up,
+    load::Load,
+    rows,
+    run::Memtrace,
+    timeline::Recorder,
+};
+
+use super::{memload, stopped};
+
+/// The kernel's longest jiffy. It counts its sleeps in jiffies, and may be one off at either end.
+const JIFFY_NS: u64 = 10_000_000;
+
+/// Fewer stalls than this prove nothing.
+const ENOUGH: usize = 100;
+
+/// Who writes faster than the disk takes it. Only in cgroup v1 reclaim itself has writers sleep; in v2
+/// they do before, in `balance_dirty_pages()`.
+#[test]
+fn writers() -> Result<()> {
+    let recorder = Recorder::start("memload")?;
+    let args = ["dirty", "--limit", "16M", "--threads", "2", "--duration", "5m"];
+    let mut load = Load::of(memload(), &args)?;
+    let pid = load.id();
+    let memtrace = Memtrace::start(&["stalls", "--rounds", "--json", "-p", &pid.to_string()]);
+    let has_to_throttle = Hierarchy::memory()?.version == Version::V1 && Recorder::has_throttled()?;
+    let (mut lines, mut enough) = (0, false);
+    load.work_until("memtrace to show stalls of the load", || {
+        if memtrace.lines() > lines + ENOUGH {
+            lines = memtrace.lines();
+            let shown = memtrace.stdout();
+            let throttled = shown.matches("\"throttled:").count();
+            enough = rows::tids(&shown, Some(pid)).len() >= ENOUGH
+                && (!has_to_throttle || throttled >= ENOUGH / 4);
+        }
+        enough
+    })?;
+    println!("{}", load.stop()?);
+    let stalls = stopped(memtrace)?;
+    let timeline = recorder.stop()?;
+    assert_parts_add_up(&stalls.episodes);
+    let (mut events, mut theirs_ns, mut ours_ns) = (0, 0, 0);
+    for episode in &stalls.episodes {
+        let spent = timeline.spent(episode);
+        let ours = episode.parts_with("throttled:") - episode.part("throttled:pfmemalloc");
+        let (count, ns) =
+            spent.throttled.values().fold((0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
+        assert!(
+            ours.abs_diff(ns) <= 2 * JIFFY_NS * count,
+            "{ours} ns throttled, by the kernel {ns} ns in {count} sleeps: {}",
+            episode.value
+        );
+        for (reason, (_, ns)) in &spent.throttled {
+            let ours = episode.part(&format!("throttled:{}", reason.to_lowercase()));
+            assert!(
+                ours > 0 || *ns <= 2 * JIFFY_NS,
+                "not throttled by {reason}: {}",
+                episode.value
+            );
+        }
+        events += count;
+        theirs_ns += ns;
+        ours_ns += ours;
+    }
+    println!("{events} sleeps of {theirs_ns} ns by the kernel, {ours_ns} ns by memtrace");
+    assert!(
+        ours_ns.abs_diff(theirs_ns) <= JIFFY_NS * events,
+        "{ours_ns} ns throttled, by the kernel {theirs_ns} ns in {events} sleeps"
+    );
+    Ok(())
+}
