@@ -56,10 +56,11 @@ pub const JSON: Mode = Mode { name: "--json", args: &["drsnoop", "--json"] };
 /// Histograms by thread.
 pub const HISTOGRAM: Mode = Mode { name: "--histogram", args: &["drsnoop", "--histogram"] };
 
-/// All mechanisms, and what the time was spent for.
-pub const STALLS: Mode = Mode { name: "stalls", args: &["stalls"] };
+/// All mechanisms, and what the time was spent for. A flood of one thread would be one episode.
+pub const STALLS: Mode = Mode { name: "stalls", args: &["stalls", "--rounds"] };
 /// All mechanisms.
-pub const STALLS_ONLY: Mode = Mode { name: "stalls --no-parts", args: &["stalls", "--no-parts"] };
+pub const STALLS_ONLY: Mode =
+    Mode { name: "stalls --no-parts", args: &["stalls", "--rounds", "--no-parts"] };
 
 /// What the bench runs with.
 #[derive(Debug)]

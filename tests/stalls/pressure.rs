@@ -19,8 +19,8 @@ use super::{memload, stopped};
 const APART: u64 = 100;
 /// What the two may be apart in each section, in nanoseconds: where memtrace has looked at its clock at the
 /// end, it delivers what it has seen before the kernel looks at its own, for which an emulated CPU takes
-/// some 20 us.
-const EACH_NS: u64 = 50_000;
+/// some 20 us, and several times that where others want the machine.
+const EACH_NS: u64 = 150_000;
 /// The shortest pressure, in nanoseconds, that proves something.
 const ENOUGH_NS: u64 = 500_000_000;
 

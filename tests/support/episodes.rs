@@ -75,6 +75,8 @@ impl Stalls {
                         coverage.replace((crate::rows::strings(&value, "watched")?, not_watched));
                     ensure!(again.is_none(), "another coverage: `{line}`");
                 }
+                // Of cgroups, beside the stalls.
+                "verdict" => {}
                 "summary" => summary = Some(Summary::parse(&value).with_context(context)?),
                 other => anyhow::bail!("unknown type `{other}` in `{line}`"),
             }
