@@ -58,7 +58,9 @@ fn compare(mut load: Load, cgroup: &Path) -> Result<Stalls> {
     let pressure = pressure_ns(cgroup)? - before;
     let stalls = stopped(memtrace)?;
     assert_parts_add_up(&stalls.episodes);
-    assert_eq!(stalls.not_watched.len(), 0, "{:?}", stalls.not_watched);
+    // What memory.reclaim asks for is no pressure.
+    let mut unseen = stalls.not_watched.keys().filter(|kind| *kind != "proactive");
+    assert_eq!(unseen.next(), None, "{:?}", stalls.not_watched);
     assert_agree(&stalls, pressure);
     Ok(stalls)
 }
