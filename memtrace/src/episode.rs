@@ -224,8 +224,11 @@ impl Episodes {
         }
         self.idle.remove(&next.tid);
         if let Some(open) = self.open.get_mut(&next.tid) {
-            let belongs = (open.order, open.gfp) == (next.order, next.gfp)
-                && (next.order.is_some() || open.kind == next.kind)
+            // An attempt to compact that was deferred tells neither order nor flags.
+            let is_deferred = next.order.is_none() && next.kind == Kind::Compaction;
+            let is_alike = (open.order, open.gfp) == (next.order, next.gfp)
+                && (next.order.is_some() || open.kind == next.kind);
+            let belongs = (is_alike || is_deferred)
                 && next.start_ns.saturating_sub(open.end_ns) < self.gap_ns;
             if belongs {
                 return open.join(next);

@@ -124,11 +124,15 @@ impl Kind {
     /// The kind of a memstall section without any reclaim or compaction, by the functions that lead to
     /// it, innermost first. Where the compiler made parts of a function they have suffixes.
     pub fn of_functions<'a>(functions: impl IntoIterator<Item = &'a str>) -> Self {
-        const KNOWN: [(&str, Kind); 12] = [
+        // What the kernel inlines leaves its caller's name: of the two memstall sections in
+        // `__alloc_pages_slowpath()` that of compaction often ends before it begins, as compaction is
+        // deferred or no zone suits, that of reclaim only where a signal kills a throttled thread.
+        const KNOWN: [(&str, Kind); 13] = [
             ("mem_cgroup_handle_over_high", Kind::Penalty),
             ("__mem_cgroup_handle_over_high", Kind::Penalty),
-            ("try_to_free_pages", Kind::Pfmemalloc),
-            ("__alloc_pages_slowpath", Kind::Pfmemalloc),
+            ("__perform_reclaim", Kind::Pfmemalloc),
+            ("__alloc_pages_direct_compact", Kind::Compaction),
+            ("__alloc_pages_slowpath", Kind::Compaction),
             ("swap_readpage", Kind::Swapin),
             ("swap_read_folio", Kind::Swapin),
             ("do_swap_page", Kind::Swapin),
@@ -158,6 +162,7 @@ mod tests {
             (&["mem_cgroup_handle_over_high", "resume_user_mode_work"][..], Kind::Penalty),
             (&["psi_inlined", "__mem_cgroup_handle_over_high.constprop.0"], Kind::Penalty),
             (&["folio_wait_bit_common", "filemap_fault"], Kind::Refault),
+            (&["__alloc_pages_slowpath.constprop.0", "__alloc_pages"], Kind::Compaction),
             (&["swap_read_folio", "do_swap_page"], Kind::Swapin),
             (&["something_else"], Kind::Memstall),
             (&[], Kind::Memstall),

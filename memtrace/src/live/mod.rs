@@ -137,6 +137,9 @@ pub enum LiveError {
         /// All that the verifier wrote.
         log: String,
     },
+    /// Nothing of what was asked for can be watched.
+    #[error("nothing of what was asked for can be watched: {0}")]
+    NothingWatched(String),
     /// A probe could not be attached.
     #[error("cannot attach probe `{probe}` to tracepoint `{tracepoint}`: {error}")]
     Attach {
@@ -268,6 +271,7 @@ impl Live {
                 Err(error) => plan.do_without(probe, error)?,
             }
         }
+        plan.check_coverage()?;
         // Side by side where a tracepoint has a spare program.
         let mut attached: Vec<_> =
             plan.probes.iter().map(|probe| probe.tracepoint.to_owned()).collect();

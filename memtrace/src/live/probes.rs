@@ -424,6 +424,15 @@ impl Plan {
         Ok(())
     }
 
+    /// Whether anything is left to watch, where kinds were asked for.
+    pub(super) fn check_coverage(&self) -> Result<(), LiveError> {
+        if self.coverage.is_empty() || self.coverage.watched().next().is_some() {
+            return Ok(());
+        }
+        let missing = self.coverage.missing().map(|(kind, why)| format!("{} ({why})", kind.name()));
+        Err(LiveError::NothingWatched(missing.collect::<Vec<_>>().join(", ")))
+    }
+
     fn does_without_functions(&mut self, why: &str) {
         for kind in Kind::OF_MEMSTALL {
             self.coverage.lacks(kind, why);
