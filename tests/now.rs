@@ -258,7 +258,7 @@ fn ten_thousand_threads_are_looked_at() -> Result<()> {
 /// A process that asked for more than its memory.high, of which nothing can be reclaimed: the kernel has
 /// it sleep on its way back to user space, for up to 2 s at a time.
 #[cfg(feature = "guest")]
-mod usual {
+mod guest {
     use tests::wait::wait_for;
 
     use super::*;

@@ -128,21 +128,28 @@ fn hopeless_below_a_hard_limit() -> Result<()> {
     assert_label(&["hopeless"], "hopeless")
 }
 
-/// On cgroup v1 there is none.
 #[cfg(feature = "guest")]
-#[test]
-fn hopeless_beyond_memory_high() -> Result<()> {
-    assert_label(&["hopeless", "--high"], "hopeless")
-}
+mod guest {
+    use tests::{host::require_guest, setting::Setting};
 
-/// A disk is slowed down, and settings of the whole machine are changed, in guests only.
-#[cfg(feature = "guest")]
-#[test]
-fn writeback_bound() -> Result<()> {
-    // Otherwise writers wait for the disk before there is anything to reclaim.
-    let _late = tests::setting::Setting::set("/proc/sys/vm/dirty_background_ratio", "90")?;
-    let _never = tests::setting::Setting::set("/proc/sys/vm/dirty_ratio", "95")?;
-    assert_label(&["dirty"], "writeback-bound")
+    use super::*;
+
+    /// On cgroup v1 there is none.
+    #[test]
+    fn hopeless_beyond_memory_high() -> Result<()> {
+        require_guest();
+        assert_label(&["hopeless", "--high"], "hopeless")
+    }
+
+    /// A disk is slowed down, and settings of the whole machine are changed.
+    #[test]
+    fn writeback_bound() -> Result<()> {
+        require_guest();
+        // Otherwise writers wait for the disk before there is anything to reclaim.
+        let _late = Setting::set("/proc/sys/vm/dirty_background_ratio", "90")?;
+        let _never = Setting::set("/proc/sys/vm/dirty_ratio", "95")?;
+        assert_label(&["dirty"], "writeback-bound")
+    }
 }
 
 /// A child that is killed when dropped.

@@ -2,12 +2,10 @@
 
 mod coverage;
 #[cfg(feature = "guest")]
-mod episodes;
+mod guest;
 mod oom;
 mod options;
 mod parts;
-#[cfg(feature = "guest")]
-mod pressure;
 mod rounds;
 mod throttled;
 

@@ -14,6 +14,8 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Tests behind it may only run in a guest.
 const GUEST: &str = "guest";
+/// Part of the names of such tests in programs whose others may run anywhere.
+pub const GUEST_MODULE: &str = "guest::";
 
 /// A program that cargo has built.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::commands::{self, Profile};
 use crate::guest::{self, Options, Work};
 use crate::output::Output;
 use crate::process;
-use crate::programs::{self, Kind, Program};
+use crate::programs::{self, GUEST_MODULE, Kind, Program};
 use crate::tally::{PROGRAM, Tally};
 
 /// Tells the integration tests which memtrace to test.
@@ -93,7 +93,7 @@ fn run_here(program: &Program, filters: &[String]) -> Result<(bool, Tally)> {
     let mut command: Command =
         process::as_root(["env".as_ref(), memtrace.as_ref(), program.path.as_os_str()])?;
     // They share one kernel, and each would see the stalls of another.
-    command.arg("--test-threads=1").args(filters);
+    command.args(["--test-threads=1", "--skip", GUEST_MODULE]).args(filters);
     run_tests(&program.name, &mut command)
 }
 

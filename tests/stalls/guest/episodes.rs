@@ -20,7 +20,7 @@ use tests::{
     wait::budget,
 };
 
-use super::{episodes_of, stopped};
+use crate::{episodes_of, stopped};
 
 const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage";
 /// Order of a huge page.

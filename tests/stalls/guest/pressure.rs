@@ -13,7 +13,7 @@ use tests::{
     run::Memtrace,
 };
 
-use super::{memload, stopped};
+use crate::{memload, stopped};
 
 /// How far the two may be apart: one part in so many of the time, one percent.
 const APART: u64 = 100;
