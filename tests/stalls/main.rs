@@ -41,10 +41,16 @@ fn churning(threads: usize) -> Result<(Cgroup, Load)> {
 }
 
 /// How many episodes rounds are where no gap is too long: what follows another one of its thread for the
-/// same order and flags is the same, and so is what has none and is of the same kind.
+/// same order and flags is the same, and so is what has none and is of the same kind. A compaction that was
+/// deferred has none, and belongs to what it follows.
 fn episodes_of(rounds: &Stalls) -> usize {
     let mut sequence: Vec<_> = rounds.episodes.iter().collect();
     sequence.sort_by_key(|round| (round.tid, round.start_ns));
+    let mut before = None;
+    sequence.retain(|round| {
+        let follows = before.replace(round.tid) == Some(round.tid);
+        !(follows && round.order.is_none() && round.kind == "compaction")
+    });
     sequence.dedup_by(|next, before| {
         (next.tid, next.order, &next.value["gfp"])
             == (before.tid, before.order, &before.value["gfp"])
