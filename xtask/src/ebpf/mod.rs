@@ -14,6 +14,8 @@ pub mod search;
 use search::{Linker, TOOLCHAIN_VARIABLE, Toolchain};
 
 const TARGET: &str = "bpfel-unknown-none";
+/// The profile of `Cargo.toml` that the probes are built with.
+const PROFILE: &str = "ebpf";
 
 /// What LLVM says of bitcode that is newer than itself.
 const TOO_NEW: [&str; 3] = ["Invalid record", "Unknown attribute kind", "Producer: 'LLVM"];
@@ -56,7 +58,7 @@ impl Tools<'_> {
             );
         }
         Ok(Objects {
-            folder: target_dir.join("ebpf").join(TARGET).join("release"),
+            folder: target_dir.join("ebpf").join(TARGET).join(PROFILE),
             warnings: stderr.lines().map(str::to_owned).collect(),
         })
     }
@@ -83,7 +85,8 @@ impl Tools<'_> {
             .args([
                 subcommand,
                 "--quiet",
-                "--release",
+                "--profile",
+                PROFILE,
                 "--package=memtrace-ebpf",
                 "--target",
                 TARGET,

@@ -68,11 +68,6 @@ impl fmt::Display for Where {
 const LEFT_OUT: &[LeftOut] = &[
     LeftOut {
         of: Where::Anywhere,
-        why: "a guest has no room for so many threads",
-        tests: &["now::ten_thousand"],
-    },
-    LeftOut {
-        of: Where::Anywhere,
         why: "they are of user space, the same on every kernel",
         tests: &[
             "ends::",
