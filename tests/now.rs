@@ -284,7 +284,7 @@ mod guest {
         let shown = wait_for("that thread, with the stack that /proc has", || {
             let before: Vec<_> = tasks().map(|tid| (tid, proc_stack(pid, tid))).collect();
             let shown = now(&["-K", "-p", &id]).threads;
-            let asleep = shown.into_iter().filter(|thread| thread["kind"] == "high");
+            let asleep = shown.into_iter().filter(|thread| thread["kind"] == "penalty");
             asleep.into_iter().find(|thread| {
                 let tid = number(thread, "tid");
                 let there = before.iter().find(|(known, _)| u64::from(*known) == tid);
@@ -297,7 +297,8 @@ mod guest {
         let cgroup = cgroup.trim_end().strip_prefix("0::").context("cgroup v2")?;
         assert_eq!(shown["cgroup"], cgroup, "{shown}");
         let path = format!("/sys/fs/cgroup{cgroup}");
-        let is_shown = || now(&["-c", &path]).threads.iter().any(|thread| thread["kind"] == "high");
+        let is_shown =
+            || now(&["-c", &path]).threads.iter().any(|thread| thread["kind"] == "penalty");
         wait_until("it below its cgroup", is_shown);
         Ok(())
     }
@@ -314,7 +315,7 @@ mod guest {
             let finished = Finished::of(&mut command(&args));
             finished.assert_success();
             let shown = Shown::parse(&finished.stdout);
-            let twice = |thread: &Value| thread["kind"] == "high" && thread["seen"] == "both";
+            let twice = |thread: &Value| thread["kind"] == "penalty" && thread["seen"] == "both";
             shown.threads.iter().any(twice)
         })
     }

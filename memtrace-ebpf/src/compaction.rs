@@ -132,10 +132,11 @@ fn begin(ctx: &RawTracePointContext, turn: Turn) {
         read_zone(&mut begin);
     }
     begin.is_new = u32::from(turn == Turn::First);
-    begin.start_ns = now();
+    let at = scope::Moment::present(thread.task);
+    begin.start_ns = at.now;
     // Should the spare program find room after all, the stall is counted here and delivered.
     if COMPACTIONS.insert(thread.tid, begin, 0).is_ok() {
-        scope::enter(thread, mechanism::COMPACTION, begin.start_ns);
+        scope::enter(thread, mechanism::COMPACTION, at);
     } else if turn == Turn::First {
         count(counter::TABLE_FULL);
         debug!(ctx, "table full: thread {} began to compact", thread.tid);

@@ -27,17 +27,23 @@ fn mark_victim(ctx: RawTracePointContext) -> i32 {
         oom.cgroup_id = id;
         oom.stall.known |= known::CGROUP;
     }
-    if let Some(task) = kernel::arg(&ctx, layout!(victim_task_arg)) {
-        oom.victim_pid = kernel::read(task, layout!(task_tgid)).unwrap_or(0);
-        if let Some(comm) = kernel::read(task, layout!(task_comm))
-            && let Some(cgroup_id) = kernel::payer_id_of(task)
+    let mut victim = kernel::arg(&ctx, layout!(victim_task_arg)).unwrap_or(0);
+    if victim == 0 {
+        oom.victim_pid = kernel::arg(&ctx, layout!(victim_pid_arg)).unwrap_or(0) as u32;
+        // It may be any of the process's threads.
+        if oom.victim_pid == thread.pid || oom.victim_pid == thread.tid {
+            victim = kernel::current();
+        }
+    }
+    if victim != 0 {
+        oom.victim_pid = kernel::read(victim, layout!(task_tgid)).unwrap_or(oom.victim_pid);
+        if let Some(comm) = kernel::read(victim, layout!(task_comm))
+            && let Some(cgroup_id) = kernel::payer_id_of(victim)
         {
             oom.victim_comm = comm;
             oom.victim_cgroup_id = cgroup_id;
             oom.stall.known |= known::VICTIM;
         }
-    } else if let Some(pid) = kernel::arg(&ctx, layout!(victim_pid_arg)) {
-        oom.victim_pid = pid as u32;
     }
     deliver(&ctx, oom);
     0

@@ -141,11 +141,12 @@ fn begin(event: &impl Event, mechanism: u32) {
     if wanted(wanted::PARTS) && mechanism == mechanism::MEMCG {
         begin.known |= limit(begin.control);
     }
-    begin.start_ns = now();
+    let at = scope::Moment::present(thread.task);
+    begin.start_ns = at.now;
     if !begun::keep(ReclaimKey { tid: thread.tid, mechanism }, begin) {
         return not_kept(event, thread.tid, mechanism);
     }
-    scope::enter(thread, mechanism, begin.start_ns);
+    scope::enter(thread, mechanism, at);
 }
 
 /// Which limit of the cgroup it is for, as a bit of [`known`].

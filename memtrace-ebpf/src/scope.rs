@@ -35,11 +35,29 @@ static EMPTY: Scope = Scope::EMPTY;
 /// How much longer a throttled thread may have slept than the kernel says, which counts in jiffies.
 const JIFFY_NS: u64 = 10_000_000;
 
-/// The current thread enters a section, one of [`mechanism`], at `now`.
+/// When the current thread enters a section.
+#[derive(Clone, Copy)]
+pub struct Moment {
+    /// By the kernel's monotonic clock, in nanoseconds.
+    pub now: u64,
+    /// How long it had waited for a CPU before.
+    run_delay_ns: u64,
+}
+
+impl Moment {
+    /// That of now. The clock comes last: the time until then is not the kernel's.
+    #[inline(always)]
+    pub fn present(task: Task) -> Self {
+        let run_delay_ns = if wanted(wanted::PARTS) { task.run_delay_ns() } else { 0 };
+        Self { now: now(), run_delay_ns }
+    }
+}
+
+/// The current thread enters a section, one of [`mechanism`].
 #[inline(always)]
-pub fn enter(thread: Thread, section: u32, now: u64) {
+pub fn enter(thread: Thread, section: u32, at: Moment) {
     if wanted(wanted::PARTS) {
-        begin_or_nest(thread.tid, section, now);
+        begin_or_nest(thread.tid, section, at.now, at.run_delay_ns);
     }
 }
 
@@ -124,7 +142,7 @@ fn memstall_enter(ctx: ProbeContext) -> u32 {
     }
     // One whose end was not seen.
     forget(thread.tid);
-    begin_or_nest(thread.tid, mechanism::SCOPE, 0);
+    begin_or_nest(thread.tid, mechanism::SCOPE, 0, thread.task.run_delay_ns());
     if let Some(scope) = find(thread.tid) {
         let mut frames = [0_u64; CALLERS + 1];
         let size = size_of_val(&frames) as u32;
@@ -238,7 +256,7 @@ fn forget(tid: u32) {
     clippy::needless_borrows_for_generic_args,
     reason = "an empty scope by value would be put on the stack, which has no room for it"
 )]
-fn begin_or_nest(tid: u32, section: u32, now: u64) {
+fn begin_or_nest(tid: u32, section: u32, now: u64, run_delay_ns: u64) {
     let task = Task::current();
     let bit = 1 << section;
     if let Some(scope) = find(tid)
@@ -261,6 +279,11 @@ fn begin_or_nest(tid: u32, section: u32, now: u64) {
         scope.charged_ns = now;
         scope.run_delay_ns = task.run_delay_ns();
         scope.sections = bit;
+        // A newer kernel may preempt a probe, here before the scheduler's could find the scope.
+        let waited_ns = scope.run_delay_ns.wrapping_sub(run_delay_ns);
+        if waited_ns != 0 && off_part(scope) == part::BLOCKED {
+            spend(scope, part::WAITING, now.wrapping_add(waited_ns).min(self::now()));
+        }
     }
 }
 

@@ -21,9 +21,9 @@ pub enum Kind {
     /// It compacts a zone for an allocation.
     Compaction,
     /// It is made to sleep, as its cgroup is beyond memory.high.
-    High,
+    Penalty,
     /// It waits for kswapd, which the kernel is so short of pages for that nobody else may reclaim.
-    Throttle,
+    Pfmemalloc,
     /// It waits for a page that was swapped out.
     SwapIn,
     /// It waits for a page of a file that was reclaimed while still in use.
@@ -37,7 +37,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Its name in columns and JSON.
+    /// Its name in columns and JSON: as `stalls` has it, but that a look does not tell which limit of a cgroup
+    /// it is.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -45,9 +46,9 @@ impl Kind {
             Self::Memcg => "memcg",
             Self::Node => "node",
             Self::Proactive => "proactive",
-            Self::Compaction => "compact",
-            Self::High => "high",
-            Self::Throttle => "throttle",
+            Self::Compaction => "compaction",
+            Self::Penalty => "penalty",
+            Self::Pfmemalloc => "pfmemalloc",
             Self::SwapIn => "swapin",
             Self::Refault => "refault",
             Self::Memstall => "memstall",
@@ -164,7 +165,7 @@ impl Stalled {
     pub fn target(&self) -> Option<u64> {
         match (&self.work, self.kind) {
             (Work::Reclaim(reclaim), _) => reclaim.target_cgroup_id,
-            (_, Kind::High) => self.cgroup_id,
+            (_, Kind::Penalty) => self.cgroup_id,
             _ => None,
         }
     }

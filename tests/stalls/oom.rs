@@ -3,17 +3,9 @@
 use std::{fs, os::unix::fs::MetadataExt as _};
 
 use anyhow::{Context as _, Result};
-use tests::{cgroup::Hierarchy, host::Mount, load::Load, rows::number, run::Memtrace};
+use tests::{cgroup::Hierarchy, load::Load, rows::number, run::Memtrace};
 
 use super::{memload, stopped};
-
-/// Whether the kernel tells more of a victim than its process id.
-fn tells_victim() -> Result<bool> {
-    let tracefs = Mount::new("tracefs")?;
-    let format = tracefs.path().join("events/oom/mark_victim/format");
-    let format = fs::read_to_string(format).context("no tracepoint mark_victim")?;
-    Ok(format.contains(" comm"))
-}
 
 /// Two processes, one after the other, which lack memory themselves and are killed for it.
 #[test]
@@ -38,16 +30,12 @@ fn in_a_cgroup() -> Result<()> {
     for oom in ooms {
         let victim: u32 = number(oom, "victim_pid")?;
         assert!(said.contains(&format!("memload ({victim})")), "{victim} is not of: {said}");
-        let comm =
-            if tells_victim()? { serde_json::json!("memload") } else { serde_json::Value::Null };
-        assert_eq!(oom["victim_comm"], comm, "{oom}");
+        assert_eq!(oom["victim_comm"], "memload", "{oom}");
         // It has no other threads.
         assert_eq!((number(oom, "pid")?, number(oom, "tid")?), (victim, victim), "{oom}");
         assert_eq!(oom["comm"], "memload", "{oom}");
         assert_eq!(oom["cgroup_id"], cgroup, "{oom}");
-        // Kernels whose tracepoint does not pass the victim itself have no cgroup of it.
-        let victim_cgroup = &oom["victim_cgroup_id"];
-        assert!(victim_cgroup.is_null() || *victim_cgroup == cgroup, "{oom}");
+        assert_eq!(oom["victim_cgroup_id"], cgroup, "{oom}");
     }
     Ok(())
 }

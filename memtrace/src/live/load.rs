@@ -132,7 +132,7 @@ pub(super) fn load(request: &Request, plan: &Plan, kernel: &Kernel) -> Result<Eb
 }
 
 /// The probes, as they were built.
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-ebpf"));
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-ebpf"));
 
 /// Lets go of the pages of a part of this program that is not going to be read again.
 fn let_go(bytes: &'static [u8]) {

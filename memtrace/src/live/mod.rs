@@ -46,6 +46,9 @@ use crate::{
     symbols::Symbols,
 };
 
+/// The programs for the kernel that are part of this one. Once they are loaded nothing reads them again.
+pub static OBJECTS: [&[u8]; 2] = [load::OBJECT, now::OBJECT];
+
 /// What to trace and how.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a part of the probes of its own")]

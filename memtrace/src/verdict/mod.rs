@@ -40,9 +40,9 @@ mod threshold {
     /// Below it reclaim is slow.
     pub const SLOW: u64 = 250;
     /// Below it, pages that wait for a disk are to blame, where there are many of them.
-    pub const WAITS: u64 = 500;
+    pub const WAITS: u64 = 750;
     /// So do rounds that last as long as this on average, as where the disk's pace is reclaim's.
-    pub const WAITS_NS: u64 = 5_000_000;
+    pub const WAITS_NS: u64 = 2_000_000;
     /// Share of file pages, of 1,000, that have to be written first.
     pub const UNWRITTEN: u64 = 500;
     /// Share of the time, of 1,000, that is slept for one reason.
@@ -222,7 +222,7 @@ impl Evidence {
             return None;
         }
         match self.judge(state) {
-            Verdict::Slow if !took_long => None,
+            Verdict::Slow | Verdict::WritebackBound if !took_long => None,
             Verdict::Progressing if !took_long || self.mean_ns() < least::LONG_NS => None,
             verdict => Some(verdict),
         }

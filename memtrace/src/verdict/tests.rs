@@ -105,21 +105,25 @@ fn writeback_bound_is_what_waits_for_a_disk() {
     let got = |reclaimed| Evidence { scanned: 128_000, reclaimed, ..HEALTHY };
     let unwritten = |dirty, writeback| State { dirty, writeback, ..page_cache() };
     for (reclaimed, state, expected) in [
-        (63_000, unwritten(Some(10 * MIB), Some(10 * MIB)), true),
-        (64_000, unwritten(Some(10 * MIB), Some(10 * MIB)), false),
-        (63_000, unwritten(Some(9 * MIB), Some(10 * MIB)), false),
-        (63_000, unwritten(None, Some(20 * MIB)), true),
-        (63_000, State { file: Some(0), ..unwritten(Some(MIB), None) }, false),
+        (95_000, unwritten(Some(10 * MIB), Some(10 * MIB)), true),
+        (96_000, unwritten(Some(10 * MIB), Some(10 * MIB)), false),
+        (95_000, unwritten(Some(9 * MIB), Some(10 * MIB)), false),
+        (95_000, unwritten(None, Some(20 * MIB)), true),
+        (95_000, State { file: Some(0), ..unwritten(Some(MIB), None) }, false),
     ] {
         let found = verdict(&got(reclaimed), &state);
         assert_eq!(found == Some(Verdict::WritebackBound), expected, "{reclaimed} {state:?}");
     }
     // Or gets all that it looks at, but at the pace of the disk.
-    let paced = |stalled_ns| Evidence { rounds: 30, stalled_ns, ..HEALTHY };
+    let paced = |stalled_ns| Evidence { rounds: 60, stalled_ns, ..HEALTHY };
     let half = unwritten(Some(10 * MIB), Some(10 * MIB));
-    assert_eq!(verdict(&paced(150_000_000), &half), Some(Verdict::WritebackBound));
-    assert_eq!(verdict(&paced(149_999_999), &half), None);
-    assert_eq!(verdict(&paced(150_000_000), &page_cache()), None);
+    assert_eq!(verdict(&paced(120_000_000), &half), Some(Verdict::WritebackBound));
+    assert_eq!(verdict(&paced(119_999_999), &half), None);
+    assert_eq!(verdict(&paced(120_000_000), &page_cache()), None);
+    // Where it costs next to nothing, nothing is said.
+    let cheap = |stalled_ns| Evidence { stalled_ns, ..got(0) };
+    assert_eq!(verdict(&cheap(100_000_000), &half), Some(Verdict::WritebackBound));
+    assert_eq!(verdict(&cheap(99_999_999), &half), None);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::owner::Owner;
 use crate::verdict::Verdict;
 
 // The columns are as wide as those of the lines below. A value too long pushes the rest.
-const HEADER: &str = "COMM             PID     TID     KIND      STATE     SEEN   ";
+const HEADER: &str = "COMM             PID     TID     KIND       STATE     SEEN   ";
 const SINCE: &str = "  FOR(s) ";
 const MORE: &str = concat!(
     "ORDER PRIO   SCANNED RECLAIMED    SCAN/s   RECL/s VERDICT         TARGET                  ",
@@ -98,7 +98,7 @@ impl NowView {
         line.left(16, thread.comm)
             .left(7, thread.pid)
             .left(7, thread.tid)
-            .left(9, thread.kind.name())
+            .left(10, thread.kind.name())
             .left(9, thread.state.name())
             .left(6, seen.name());
         if self.options.since {
@@ -310,7 +310,7 @@ mod tests {
             state: State::Waiting,
             order: None,
             gfp: None,
-            ..thread(1242, Kind::High, Work::Unknown)
+            ..thread(1242, Kind::Penalty, Work::Unknown)
         };
         let hostile =
             Stalled { comm: comm(HOSTILE), ..thread(1243, Kind::Direct, reclaim(0, 0, 0)) };
@@ -359,62 +359,62 @@ mod tests {
     #[test]
     fn a_table() {
         assert_snapshot!(shown(TEXT, 1), @r#"
-        COMM             PID     TID     KIND      STATE     SEEN   ORDER PRIO   SCANNED RECLAIMED    SCAN/s   RECL/s VERDICT         TARGET                   CGROUP                   GFP
-        postgres         1234    1240    memcg     running   both   0       11        96        33       128        4 -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    1241    compact   running   both   0        -   1100/20         -      4000        - -               1/Normal                 /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    1242    high      waiting   both   -        -         -         -         -        - -               -                        /system.slice/pg.service -
-        \x1b[2J"'\\x0a\xff💩 1234    1243    direct    running   second 0       11         0         0         -        - -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    1244    proactive running   first  0       11         9         8         -        - -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    9       kswapd    running   both   0       11         1         2         0        0 -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        COMM             PID     TID     KIND       STATE     SEEN   ORDER PRIO   SCANNED RECLAIMED    SCAN/s   RECL/s VERDICT         TARGET                   CGROUP                   GFP
+        postgres         1234    1240    memcg      running   both   0       11        96        33       128        4 -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1241    compaction running   both   0        -   1100/20         -      4000        - -               1/Normal                 /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1242    penalty    waiting   both   -        -         -         -         -        - -               -                        /system.slice/pg.service -
+        \x1b[2J"'\\x0a\xff💩 1234    1243    direct     running   second 0       11         0         0         -        - -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1244    proactive  running   first  0       11         9         8         -        - -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    9       kswapd     running   both   0       11         1         2         0        0 -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
         "#);
     }
 
     #[test]
     fn tables_one_after_the_other() {
         assert_snapshot!(shown(NowOptions { since: true, ..TEXT }, 2), @r#"
-        COMM             PID     TID     KIND      STATE     SEEN     FOR(s) ORDER PRIO   SCANNED RECLAIMED    SCAN/s   RECL/s VERDICT         TARGET                   CGROUP                   GFP
-        postgres         1234    1240    memcg     running   both        0.2 0       11        96        33       128        4 -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    1241    compact   running   both        0.2 0        -   1100/20         -      4000        - -               1/Normal                 /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    1242    high      waiting   both        0.2 -        -         -         -         -        - -               -                        /system.slice/pg.service -
-        \x1b[2J"'\\x0a\xff💩 1234    1243    direct    running   second        - 0       11         0         0         -        - -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    1244    proactive running   first         - 0       11         9         8         -        - -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    9       kswapd    running   both        0.2 0       11         1         2         0        0 -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        COMM             PID     TID     KIND       STATE     SEEN     FOR(s) ORDER PRIO   SCANNED RECLAIMED    SCAN/s   RECL/s VERDICT         TARGET                   CGROUP                   GFP
+        postgres         1234    1240    memcg      running   both        0.2 0       11        96        33       128        4 -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1241    compaction running   both        0.2 0        -   1100/20         -      4000        - -               1/Normal                 /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1242    penalty    waiting   both        0.2 -        -         -         -         -        - -               -                        /system.slice/pg.service -
+        \x1b[2J"'\\x0a\xff💩 1234    1243    direct     running   second        - 0       11         0         0         -        - -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1244    proactive  running   first         - 0       11         9         8         -        - -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    9       kswapd     running   both        0.2 0       11         1         2         0        0 -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
 
         12:00:05
-        COMM             PID     TID     KIND      STATE     SEEN     FOR(s) ORDER PRIO   SCANNED RECLAIMED    SCAN/s   RECL/s VERDICT         TARGET                   CGROUP                   GFP
-        postgres         1234    1240    memcg     running   both        0.2 0       11        96        33       128        4 -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    1241    compact   running   both        0.2 0        -   1100/20         -      4000        - -               1/Normal                 /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    1242    high      waiting   both        0.2 -        -         -         -         -        - -               -                        /system.slice/pg.service -
-        \x1b[2J"'\\x0a\xff💩 1234    1243    direct    running   second        - 0       11         0         0         -        - -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    1244    proactive running   first         - 0       11         9         8         -        - -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
-        postgres         1234    9       kswapd    running   both        0.2 0       11         1         2         0        0 -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        COMM             PID     TID     KIND       STATE     SEEN     FOR(s) ORDER PRIO   SCANNED RECLAIMED    SCAN/s   RECL/s VERDICT         TARGET                   CGROUP                   GFP
+        postgres         1234    1240    memcg      running   both        0.2 0       11        96        33       128        4 -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1241    compaction running   both        0.2 0        -   1100/20         -      4000        - -               1/Normal                 /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1242    penalty    waiting   both        0.2 -        -         -         -         -        - -               -                        /system.slice/pg.service -
+        \x1b[2J"'\\x0a\xff💩 1234    1243    direct     running   second        - 0       11         0         0         -        - -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1244    proactive  running   first         - 0       11         9         8         -        - -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    9       kswapd     running   both        0.2 0       11         1         2         0        0 -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
         "#);
     }
 
     #[test]
     fn stacks_stand_beneath_and_quiet_has_no_header() {
         assert_snapshot!(shown(NowOptions { stacks: true, quiet: true, ..TEXT }, 1), @r#"
-        postgres         1234    1240    memcg     running   both   0       11        96        33       128        4 -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1240    memcg      running   both   0       11        96        33       128        4 -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
         	do_try_to_free_pages+0x1f
         	try_charge_memcg+0x2a
 
-        postgres         1234    1241    compact   running   both   0        -   1100/20         -      4000        - -               1/Normal                 /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1241    compaction running   both   0        -   1100/20         -      4000        - -               1/Normal                 /system.slice/pg.service GFP_HIGHUSER_MOVABLE
         	do_try_to_free_pages+0x1f
         	try_charge_memcg+0x2a
 
-        postgres         1234    1242    high      waiting   both   -        -         -         -         -        - -               -                        /system.slice/pg.service -
+        postgres         1234    1242    penalty    waiting   both   -        -         -         -         -        - -               -                        /system.slice/pg.service -
         	do_try_to_free_pages+0x1f
         	try_charge_memcg+0x2a
 
-        \x1b[2J"'\\x0a\xff💩 1234    1243    direct    running   second 0       11         0         0         -        - -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        \x1b[2J"'\\x0a\xff💩 1234    1243    direct     running   second 0       11         0         0         -        - -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
         	do_try_to_free_pages+0x1f
         	try_charge_memcg+0x2a
 
-        postgres         1234    1244    proactive running   first  0       11         9         8         -        - -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    1244    proactive  running   first  0       11         9         8         -        - -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
         	do_try_to_free_pages+0x1f
         	try_charge_memcg+0x2a
 
-        postgres         1234    9       kswapd    running   both   0       11         1         2         0        0 -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
+        postgres         1234    9       kswapd     running   both   0       11         1         2         0        0 -               -                        /system.slice/pg.service GFP_HIGHUSER_MOVABLE
         	do_try_to_free_pages+0x1f
         	try_charge_memcg+0x2a
         "#);
@@ -425,8 +425,8 @@ mod tests {
         let text = shown(NowOptions { format: Format::Json, ..TEXT }, 1);
         assert_snapshot!(text, @r#"
         {"type":"stalled","time":"2026-03-01T12:00:05.250000000Z","comm":"postgres","pid":1234,"tid":1240,"uid":1000,"kind":"memcg","worker":false,"state":"running","seen":"both","seen_for_ns":null,"order":0,"gfp":["GFP_HIGHUSER_MOVABLE"],"cgroup_id":70,"cgroup":"/system.slice/pg.service","owner":{"name":"pg.service","unit":"pg.service","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"target_cgroup_id":71,"target_cgroup":"/system.slice","target_owner":{"name":"system.slice","unit":"system.slice","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"verdict":null,"priority":11,"nr_scanned":96,"nr_reclaimed":33,"node":null,"zone":null,"mode":null,"migrate_scanned":null,"free_scanned":null,"scanned_per_s":128,"reclaimed_per_s":4}
-        {"type":"stalled","time":"2026-03-01T12:00:05.250000000Z","comm":"postgres","pid":1234,"tid":1241,"uid":1000,"kind":"compact","worker":false,"state":"running","seen":"both","seen_for_ns":null,"order":0,"gfp":["GFP_HIGHUSER_MOVABLE"],"cgroup_id":70,"cgroup":"/system.slice/pg.service","owner":{"name":"pg.service","unit":"pg.service","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"target_cgroup_id":null,"target_cgroup":null,"target_owner":null,"verdict":null,"priority":null,"nr_scanned":null,"nr_reclaimed":null,"node":1,"zone":"Normal","mode":"sync_light","migrate_scanned":1100,"free_scanned":20,"scanned_per_s":4000,"reclaimed_per_s":null}
-        {"type":"stalled","time":"2026-03-01T12:00:05.250000000Z","comm":"postgres","pid":1234,"tid":1242,"uid":1000,"kind":"high","worker":false,"state":"waiting","seen":"both","seen_for_ns":null,"order":null,"gfp":null,"cgroup_id":70,"cgroup":"/system.slice/pg.service","owner":{"name":"pg.service","unit":"pg.service","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"target_cgroup_id":null,"target_cgroup":null,"target_owner":null,"verdict":null,"priority":null,"nr_scanned":null,"nr_reclaimed":null,"node":null,"zone":null,"mode":null,"migrate_scanned":null,"free_scanned":null,"scanned_per_s":null,"reclaimed_per_s":null}
+        {"type":"stalled","time":"2026-03-01T12:00:05.250000000Z","comm":"postgres","pid":1234,"tid":1241,"uid":1000,"kind":"compaction","worker":false,"state":"running","seen":"both","seen_for_ns":null,"order":0,"gfp":["GFP_HIGHUSER_MOVABLE"],"cgroup_id":70,"cgroup":"/system.slice/pg.service","owner":{"name":"pg.service","unit":"pg.service","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"target_cgroup_id":null,"target_cgroup":null,"target_owner":null,"verdict":null,"priority":null,"nr_scanned":null,"nr_reclaimed":null,"node":1,"zone":"Normal","mode":"sync_light","migrate_scanned":1100,"free_scanned":20,"scanned_per_s":4000,"reclaimed_per_s":null}
+        {"type":"stalled","time":"2026-03-01T12:00:05.250000000Z","comm":"postgres","pid":1234,"tid":1242,"uid":1000,"kind":"penalty","worker":false,"state":"waiting","seen":"both","seen_for_ns":null,"order":null,"gfp":null,"cgroup_id":70,"cgroup":"/system.slice/pg.service","owner":{"name":"pg.service","unit":"pg.service","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"target_cgroup_id":null,"target_cgroup":null,"target_owner":null,"verdict":null,"priority":null,"nr_scanned":null,"nr_reclaimed":null,"node":null,"zone":null,"mode":null,"migrate_scanned":null,"free_scanned":null,"scanned_per_s":null,"reclaimed_per_s":null}
         {"type":"stalled","time":"2026-03-01T12:00:05.250000000Z","comm":"\u001b[2J\"'\\\n\\xff💩","pid":1234,"tid":1243,"uid":1000,"kind":"direct","worker":false,"state":"running","seen":"second","seen_for_ns":null,"order":0,"gfp":["GFP_HIGHUSER_MOVABLE"],"cgroup_id":70,"cgroup":"/system.slice/pg.service","owner":{"name":"pg.service","unit":"pg.service","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"target_cgroup_id":null,"target_cgroup":null,"target_owner":null,"verdict":null,"priority":11,"nr_scanned":0,"nr_reclaimed":0,"node":null,"zone":null,"mode":null,"migrate_scanned":null,"free_scanned":null,"scanned_per_s":null,"reclaimed_per_s":null}
         {"type":"stalled","time":"2026-03-01T12:00:05.250000000Z","comm":"postgres","pid":1234,"tid":1244,"uid":1000,"kind":"proactive","worker":false,"state":"running","seen":"first","seen_for_ns":null,"order":0,"gfp":["GFP_HIGHUSER_MOVABLE"],"cgroup_id":70,"cgroup":"/system.slice/pg.service","owner":{"name":"pg.service","unit":"pg.service","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"target_cgroup_id":71,"target_cgroup":"/system.slice","target_owner":{"name":"system.slice","unit":"system.slice","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"verdict":null,"priority":11,"nr_scanned":9,"nr_reclaimed":8,"node":null,"zone":null,"mode":null,"migrate_scanned":null,"free_scanned":null,"scanned_per_s":null,"reclaimed_per_s":null}
         {"type":"stalled","time":"2026-03-01T12:00:05.250000000Z","comm":"postgres","pid":1234,"tid":9,"uid":1000,"kind":"kswapd","worker":true,"state":"running","seen":"both","seen_for_ns":null,"order":0,"gfp":["GFP_HIGHUSER_MOVABLE"],"cgroup_id":70,"cgroup":"/system.slice/pg.service","owner":{"name":"pg.service","unit":"pg.service","user":null,"runtime":null,"container":null,"monitor":false,"pod":null,"qos":null},"target_cgroup_id":null,"target_cgroup":null,"target_owner":null,"verdict":null,"priority":11,"nr_scanned":1,"nr_reclaimed":2,"node":null,"zone":null,"mode":null,"migrate_scanned":null,"free_scanned":null,"scanned_per_s":0,"reclaimed_per_s":0}

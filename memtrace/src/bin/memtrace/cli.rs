@@ -201,8 +201,8 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 /// Show threads that are stalled at this moment: in reclaim, in compaction, or asleep for lack of memory
 ///
 /// Looks at all threads twice, --interval apart. The columns: COMM, PID and TID are the thread; KIND is
-/// what holds it up (direct, memcg, node, proactive: it reclaims, as in drsnoop; compact: it compacts a
-/// zone; high: it sleeps for its cgroup's memory.high; throttle: it waits for kswapd before it may
+/// what holds it up (direct, memcg, node, proactive: it reclaims, as in drsnoop; compaction: it compacts a
+/// zone; penalty: it sleeps for its cgroup's memory.high; pfmemalloc: it waits for kswapd before it may
 /// reclaim; swapin, refault: it waits for a page that was swapped out or reclaimed too early; memstall:
 /// the kernel says so and no more; kswapd, kcompactd: it works for others); STATE is running, waiting or
 /// throttled (waiting as reclaim makes it wait); SEEN is the look that it was seen in: both, second (it

@@ -2,17 +2,21 @@
 //! going to need, keeps it, and is among the last that the kernel kills.
 //!
 //! Each page fault may end in the very reclaim that memtrace looks at. So before it traces it makes
-//! heap and stack as large as tracing takes, and locks its memory: code, heap and stack as a whole, as
-//! any of it may be needed, and of everything else the pages that are in use. Later growth is not locked: with
+//! heap and stack as large as tracing takes, and locks its memory: code, constants, heap and stack as a
+//! whole, as any of it may be needed, and of everything else the pages that are in use. Later growth is not locked: with
 //! `MCL_FUTURE` it would fail, and end memtrace, where it exceeds `RLIMIT_MEMLOCK`.
 
 use std::{fmt, fs, hint::black_box, io, ops::Range};
 
-use rustix::mm::{MlockFlags, mlock, mlock_with};
+use memtrace::live;
+use rustix::{
+    mm::{MlockFlags, mlock, mlock_with},
+    param::page_size,
+};
 
 /// Heap to have in advance, beside what starting has left: output that waits, names of cgroups, and
 /// some for everything else.
-const HEAP: usize = 256 << 10;
+const HEAP: usize = 128 << 10;
 /// The same for each key of histograms.
 const HEAP_PER_KEY: usize = 1024;
 /// Most heap to have in advance for keys; more of them, or longer ones, may have to wait for memory.
@@ -84,6 +88,10 @@ pub fn protect() -> Protection {
         Protection { locked: 0, unlocked: 0, refusal: None, oom_score_adj: lower_oom_score() };
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mut mappings: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
+    for object in live::OBJECTS {
+        let pages = whole_pages(object);
+        mappings = mappings.into_iter().flat_map(|mapping| mapping.without(&pages)).collect();
+    }
     // The code first, as long as there is a limit.
     mappings.sort_by_key(|mapping| (!mapping.is_code, !mapping.is_whole));
     for mapping in mappings {
@@ -107,8 +115,15 @@ fn lower_oom_score() -> io::Result<()> {
     fs::write(FILE, OOM_SCORE_ADJ.to_string())
 }
 
+/// The addresses of the pages that have nothing but `part` in them.
+fn whole_pages(part: &[u8]) -> Range<usize> {
+    let Range { start, end } = part.as_ptr_range();
+    let start = start.addr().next_multiple_of(page_size());
+    start..(end.addr() & !(page_size() - 1)).max(start)
+}
+
 /// A part of this process's memory that can be reclaimed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Mapping {
     range: Range<usize>,
     is_code: bool,
@@ -131,6 +146,20 @@ impl Mapping {
         let is_code = access.contains('x');
         let is_whole = is_code || matches!(name, "[heap]" | "[stack]");
         Some(Self { range: address(from)?..address(to)?, is_code, is_whole })
+    }
+
+    /// What lies around `part`, which nothing is going to read. These are memtrace's constants: any of them may
+    /// be needed.
+    fn without(self, part: &Range<usize>) -> Vec<Self> {
+        if part.start < self.range.start || part.end > self.range.end {
+            return vec![self];
+        }
+        let around = [self.range.start..part.start, part.end..self.range.end];
+        around
+            .into_iter()
+            .filter(|range| !range.is_empty())
+            .map(|range| Self { range, is_whole: true, ..self.clone() })
+            .collect()
     }
 
     fn lock(&self) -> io::Result<()> {
@@ -164,6 +193,21 @@ impl fmt::Display for Protection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn leaves_out_what_is_not_read_again() {
+        let constants = Mapping::parse("5000-9000 r--p 00000000 fe:00 123   /bin/memtrace")
+            .expect("can be reclaimed");
+        assert!(!constants.is_whole);
+        let ranges = |part| {
+            let around = constants.clone().without(&part).into_iter();
+            around.map(|mapping| (mapping.range, mapping.is_whole)).collect::<Vec<_>>()
+        };
+        assert_eq!(ranges(0x6000..0x7000), [(0x5000..0x6000, true), (0x7000..0x9000, true)]);
+        assert_eq!(ranges(0x5000..0x7000), [(0x7000..0x9000, true)]);
+        assert_eq!(ranges(0x9000..0xa000), [(0x5000..0x9000, false)]);
+        assert_eq!(ranges(0x4000..0x6000), [(0x5000..0x9000, false)]);
+    }
 
     #[test]
     fn takes_what_can_be_reclaimed() {

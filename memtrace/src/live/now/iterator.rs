@@ -23,7 +23,7 @@ use zerocopy::IntoBytes as _;
 use super::super::{LiveError, load::telling_line};
 
 /// The iterator, as it was built.
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-now"));
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-now"));
 
 /// The name of its program.
 const PROGRAM: &str = "now";

@@ -22,6 +22,7 @@ pub use layout::Types;
 
 use decode::{Found, Limits};
 use iterator::Iterator;
+pub(super) use iterator::OBJECT;
 use places::Places;
 
 use super::LiveError;
