@@ -22,7 +22,7 @@ use memtrace_common::{
 use crate::{
     kernel, scope,
     settings::{config, layout, present, wanted},
-    stall::{Thread, count, deliver, duration_since, now},
+    stall::{Thread, count, deliver, duration_since},
     tally,
 };
 

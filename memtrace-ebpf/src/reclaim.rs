@@ -23,7 +23,7 @@ use crate::{
     kernel::{self, Limit},
     scope,
     settings::{config, layout, present, wanted},
-    stall::{Thread, count, deliver, duration_since, now},
+    stall::{Thread, count, deliver, duration_since},
     tally,
 };
 
