@@ -14,7 +14,7 @@ use tests::{
     host::{Mount, require_guest},
     load::{Churning, Load, limited_cgroup},
     rows::{Output, Row},
-    run::{Finished, command},
+    run::{Finished, Memtrace, command},
     watch::{Watched, watch},
 };
 
@@ -97,6 +97,16 @@ mod bare {
             assert!(summary.unavailable.iter().any(names_it), "{kind}: {summary:?}");
         }
         Ok(())
+    }
+
+    /// A kernel that counts no pressure does not tell which of its sections are within others.
+    #[test]
+    fn kinds_without_pressure() {
+        require_bare();
+        let finished = Memtrace::start(&["stalls"]).stop();
+        finished.assert_success();
+        let lacks = "penalty, pfmemalloc, swapin, refault (this kernel counts no pressure";
+        assert!(finished.stderr.contains(lacks), "{}", finished.stderr);
     }
 
     #[test]

@@ -293,6 +293,8 @@ mod guest {
         });
         assert_eq!(shown["state"], "waiting", "{shown}");
         assert_eq!(shown["worker"], false, "{shown}");
+        // Nothing of it can be reclaimed.
+        assert_eq!(shown["verdict"], "hopeless", "{shown}");
         let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
         let cgroup = cgroup.trim_end().strip_prefix("0::").context("cgroup v2")?;
         assert_eq!(shown["cgroup"], cgroup, "{shown}");

@@ -91,10 +91,12 @@ pub mod wanted {
     pub const UID: u32 = 1 << 3;
     /// The process's name in the place of the thread's.
     pub const PROCESS_NAME: u32 = 1 << 4;
-    /// The parts of each [scope](crate::record::Scope), and which of a cgroup's limits was reached.
+    /// The parts of each [scope](crate::record::Scope).
     pub const PARTS: u32 = 1 << 5;
     /// The stack in user space.
     pub const USER_STACK: u32 = 1 << 6;
+    /// Which of a cgroup's limits was reached.
+    pub const LIMIT: u32 = 1 << 7;
 }
 
 /// Bits of [`Config::kinds`], the kinds of reclaim to deliver, by position.

@@ -117,7 +117,7 @@ pub struct Scope {
     /// How long the thread was last off the CPU, as far as it is not known what for: until it is next
     /// looked at this includes the time that it waited for a CPU.
     pub unsettled_ns: u64,
-    /// How long it was blocked since the last event but those of the scheduler.
+    /// How long it was blocked when it last was, if that was since the last event but those of the scheduler.
     pub blocked_ns: u64,
     /// The shrinker that runs, by its `scan_objects`; 0 if none does.
     pub shrinker: u64,

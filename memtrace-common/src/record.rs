@@ -212,7 +212,7 @@ pub mod part {
 /// How many shrinkers are told apart in a scope.
 pub const SHRINKERS: usize = 8;
 /// How many callers of a memstall section are delivered.
-pub const CALLERS: usize = 3;
+pub const CALLERS: usize = 5;
 
 /// A shrinker's part of a scope.
 #[derive(

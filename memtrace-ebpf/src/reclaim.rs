@@ -138,7 +138,7 @@ fn begin(event: &impl Event, mechanism: u32) {
             begin.known |= known::FREE;
         }
     }
-    if wanted(wanted::PARTS) && mechanism == mechanism::MEMCG {
+    if wanted(wanted::LIMIT) && mechanism == mechanism::MEMCG {
         begin.known |= limit(begin.control);
     }
     let at = scope::Moment::present(thread.task);

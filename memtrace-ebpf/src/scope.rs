@@ -140,6 +140,12 @@ fn memstall_enter(ctx: ProbeContext) -> u32 {
     if thread.task.is_kernel_thread() || thread.task.is_in_memstall() || !thread.passes() {
         return 0;
     }
+    if let Some(scope) = find(thread.tid)
+        && scope.sections & MEMSTALL == 0
+    {
+        begin_or_nest(thread.tid, mechanism::SCOPE, now(), 0);
+        return 0;
+    }
     // One whose end was not seen.
     forget(thread.tid);
     begin_or_nest(thread.tid, mechanism::SCOPE, 0, thread.task.run_delay_ns());
@@ -165,6 +171,10 @@ fn memstall_leave(ctx: ProbeContext) -> u32 {
     // What the begin has kept there: not zero where it was inside of another section.
     let flags = ctx.arg::<u64>(0).and_then(|flags| kernel::read::<u64>(flags, 0));
     if present(layout!(task_in_memstall)) && flags != Some(0) {
+        return 0;
+    }
+    // Only those that would have been followed are missed.
+    if find(thread.tid).is_none() && (thread.task.is_kernel_thread() || !thread.passes()) {
         return 0;
     }
     leave(thread, mechanism::SCOPE, now());
@@ -205,7 +215,10 @@ fn was_throttled(event: &impl Event) {
 #[inline(always)]
 fn was_congested(ctx: &RawTracePointContext) {
     // `(unsigned int usec_timeout, unsigned int usec_delayed)`.
-    if let Some(delayed_us) = kernel::arg(ctx, 1) {
+    if let Some(delayed_us) = kernel::arg(ctx, 1)
+        // It need not sleep.
+        && delayed_us as u32 != 0
+    {
         throttle(delayed_us as u32, part::CONGESTED);
     }
 }
@@ -291,12 +304,19 @@ fn begin_or_nest(tid: u32, section: u32, now: u64, run_delay_ns: u64) {
 #[inline(always)]
 fn leave_section(tid: u32, task: Task, section: u32, now: u64) -> Option<&'static mut Scope> {
     let bit = 1 << section;
-    let scope = find(tid)?;
+    let Some(scope) = find(tid) else {
+        count(counter::END_WITHOUT_BEGIN);
+        return None;
+    };
     if scope.sections & bit == 0 {
         return None;
     }
     charge_event(scope, task, now);
     scope.sections &= !bit;
+    if section == mechanism::SCOPE && scope.callers[0] != 0 {
+        // It was the first. What is still in it has ended unseen.
+        scope.sections = 0;
+    }
     if section != mechanism::SCOPE {
         scope.rounds = scope.rounds.wrapping_add(1);
     }
@@ -321,8 +341,10 @@ fn charge(scope: &mut Scope, task: Task, now: u64) {
     let run_delay_ns = task.run_delay_ns();
     let waited_ns = run_delay_ns.wrapping_sub(scope.run_delay_ns).min(scope.unsettled_ns);
     scope.run_delay_ns = run_delay_ns;
-    scope.blocked_ns = scope.blocked_ns.wrapping_add(scope.unsettled_ns.wrapping_sub(waited_ns));
-    scope.unsettled_ns = 0;
+    if scope.unsettled_ns != 0 {
+        scope.blocked_ns = scope.unsettled_ns.wrapping_sub(waited_ns);
+        scope.unsettled_ns = 0;
+    }
     if scope.shrinker == 0 && off_part(scope) == part::BLOCKED {
         take(&mut scope.parts, part::BLOCKED, part::WAITING, waited_ns);
     }

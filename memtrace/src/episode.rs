@@ -151,6 +151,11 @@ impl Episodes {
             inside.push(stall);
         } else if !self.scopes {
             self.join(Episode::of_round(&stall));
+        } else if !may_be_nested
+            && let Some(nested) = inside.iter_mut().find(|it| Kind::of(it) == Kind::Softlimit)
+        {
+            // What it is nested in tells more, and comes last.
+            *nested = stall;
         }
     }
 
@@ -171,6 +176,7 @@ impl Episodes {
     /// may last longer than the gap. Where it is in none, one that has just ended may not have been taken
     /// yet, so the episode ends when this is called the next time.
     pub fn expire(&mut self, now_ns: u64, begun_ns: impl Fn(u32) -> Option<u64>) {
+        self.expire_inside(now_ns, &begun_ns);
         let Self { gap_ns, open, idle, .. } = self;
         let is_over = |tid: &u32, open: &mut Episode| {
             let until_ns = open.end_ns.saturating_add(*gap_ns);
@@ -187,6 +193,23 @@ impl Episodes {
         };
         let ended: Vec<_> = open.extract_if(is_over).map(|(_, open)| open).collect();
         self.finish(ended);
+    }
+
+    /// Where nothing comes after what may be nested, as for kswapd, it stands for itself.
+    fn expire_inside(&mut self, now_ns: u64, begun_ns: impl Fn(u32) -> Option<u64>) {
+        if self.scopes {
+            return;
+        }
+        let gap_ns = self.gap_ns;
+        let is_over = |tid: &u32, inside: &mut Vec<Stall>| {
+            let ends = inside.iter().map(|it| it.start_ns.saturating_add(it.duration_ns));
+            let until_ns = ends.max().unwrap_or(0).saturating_add(gap_ns);
+            until_ns < now_ns && begun_ns(*tid).is_none()
+        };
+        let over: Vec<_> = self.inside.extract_if(is_over).flat_map(|(_, inside)| inside).collect();
+        for stall in over {
+            self.join(Episode::of_round(&stall));
+        }
     }
 
     fn finish(&mut self, mut ended: Vec<Episode>) {
@@ -259,7 +282,12 @@ impl Episode {
         episode.cgroup_id = scope.cgroup_id;
         episode.parts = Some(scope.parts);
         for stall in inside {
-            episode.add(stall);
+            if is_nested(stall, inside) {
+                // What it is nested in has its pages as well.
+                episode.add_time(stall);
+            } else {
+                episode.add(stall);
+            }
         }
         if inside.is_empty() {
             let functions = scope.callers.iter().map(|caller| symbols.function(*caller));
@@ -306,10 +334,15 @@ impl Episode {
         }
     }
 
-    /// Adds what a round tells, but for its time.
-    fn add(&mut self, stall: &Stall) {
+    /// Adds the time of a round to that of its kind.
+    fn add_time(&mut self, stall: &Stall) {
         let kind = Kind::of(stall);
         self.by_kind[kind as usize] = self.by_kind[kind as usize].saturating_add(stall.duration_ns);
+    }
+
+    /// Adds what a round tells, but for the episode's time.
+    fn add(&mut self, stall: &Stall) {
+        self.add_time(stall);
         // Nested ones are shorter than what they are nested in.
         if stall.duration_ns >= self.longest_ns {
             self.longest_ns = stall.duration_ns;
@@ -431,6 +464,18 @@ impl Episode {
         let all = Kind::ALL.into_iter().chain([Kind::Memstall]);
         all.map(|kind| (kind, self.by_kind[kind as usize])).filter(|(_, ns)| *ns != 0).collect()
     }
+}
+
+/// Whether it is a soft-limit reclaim within another reclaim.
+fn is_nested(stall: &Stall, all: &[Stall]) -> bool {
+    let end_ns = |stall: &Stall| stall.start_ns.saturating_add(stall.duration_ns);
+    let is_around = |other: &Stall| {
+        other.start_ns <= stall.start_ns
+            && end_ns(stall) <= end_ns(other)
+            && matches!(other.detail, Detail::Reclaim(_))
+            && Kind::of(other) != Kind::Softlimit
+    };
+    Kind::of(stall) == Kind::Softlimit && all.iter().any(is_around)
 }
 
 fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {
@@ -625,15 +670,43 @@ mod tests {
         assert_eq!(kinds, [(Kind::Penalty, 1), (Kind::Memstall, 1)]);
     }
 
+    fn softlimit(start_ns: u64, duration_ns: u64) -> Stall {
+        let mut stall = reclaim(start_ns, duration_ns);
+        if let Detail::Reclaim(reclaim) = &mut stall.detail {
+            reclaim.kind = ReclaimKind::Softlimit;
+        }
+        stall
+    }
+
+    #[test]
+    fn soft_limits_inside_of_direct_reclaim_have_its_pages() {
+        let mut episodes = Episodes::new(MS, true);
+        for start in 0..2 * MAX_INSIDE as u64 {
+            episodes.round(softlimit(10 * start, 5));
+        }
+        episodes.round(reclaim(0, MS));
+        episodes.scope(scope(0, MS), &mut symbols());
+        let all = all(episodes);
+        let [episode] = &all[..] else { panic!("{all:?}") };
+        assert_eq!((episode.kind, episode.rounds.reclaim), (Kind::Direct, 1));
+        assert_eq!((episode.nr_scanned, episode.nr_reclaimed), (Some(10), 4));
+        assert!(episode.is_of(Kind::Softlimit));
+    }
+
+    #[test]
+    fn a_soft_limit_inside_of_nothing_is_not_held_back() {
+        let mut episodes = Episodes::new(MS, false);
+        episodes.round(softlimit(0, 10));
+        episodes.expire(2 * MS, |_| Some(0));
+        assert_eq!((episodes.inside.len(), episodes.open.len()), (1, 0), "it may be in another");
+        for now_ns in [2 * MS, 2 * MS + 1] {
+            episodes.expire(now_ns, |_| None);
+        }
+        assert_eq!(episodes.next_finished().map(|it| it.duration_ns), Some(10));
+    }
+
     #[test]
     fn a_soft_limit_inside_of_direct_reclaim_counts_once() {
-        let softlimit = |start, duration| {
-            let mut stall = reclaim(start, duration);
-            if let Detail::Reclaim(reclaim) = &mut stall.detail {
-                reclaim.kind = ReclaimKind::Softlimit;
-            }
-            stall
-        };
         let mut episodes = Episodes::new(MS, false);
         episodes.round(softlimit(0, 10));
         episodes.round(softlimit(9 * MS, 10));

@@ -142,13 +142,13 @@ impl Kind {
             ("read_pages", Kind::Refault),
             ("submit_bio", Kind::Refault),
         ];
-        functions
-            .into_iter()
-            .find_map(|function| {
-                let function = function.split('.').next().unwrap_or(function);
-                KNOWN.iter().find(|(name, _)| *name == function).map(|(_, kind)| *kind)
-            })
-            .unwrap_or(Self::Memstall)
+        let functions = functions.into_iter();
+        let functions: Vec<_> =
+            functions.map(|function| function.split('.').next().unwrap_or(function)).collect();
+        KNOWN
+            .iter()
+            .find(|(name, _)| functions.contains(name))
+            .map_or(Self::Memstall, |(_, kind)| *kind)
     }
 }
 
@@ -164,6 +164,7 @@ mod tests {
             (&["folio_wait_bit_common", "filemap_fault"], Kind::Refault),
             (&["__alloc_pages_slowpath.constprop.0", "__alloc_pages"], Kind::Compaction),
             (&["swap_read_folio", "do_swap_page"], Kind::Swapin),
+            (&["folio_wait_bit_common", "__folio_lock_or_retry", "do_swap_page"], Kind::Swapin),
             (&["something_else"], Kind::Memstall),
             (&[], Kind::Memstall),
         ] {

@@ -8,6 +8,8 @@ mod options;
 mod parts;
 mod rounds;
 mod throttled;
+#[cfg(feature = "guest")]
+mod v1;
 
 use std::path::Path;
 

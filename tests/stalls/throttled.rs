@@ -21,7 +21,7 @@ const ENOUGH: usize = 100;
 /// Who writes faster than the disk takes it. Only in cgroup v1 reclaim itself has writers sleep; in v2
 /// they do before, in `balance_dirty_pages()`.
 #[test]
-fn writers() -> Result<()> {
+pub fn writers() -> Result<()> {
     let recorder = Recorder::start("memload")?;
     let args = ["dirty", "--limit", "16M", "--threads", "2", "--duration", "5m"];
     let mut load = Load::of(memload(), &args)?;

@@ -61,6 +61,7 @@ pub(super) fn load(request: &Request, plan: &Plan, kernel: &Kernel) -> Result<Eb
         (request.uids, wanted::UID),
         (request.tell_apart == Some(By::Process), wanted::PROCESS_NAME),
         (matches!(&request.subject, Subject::Stalls(stalls) if stalls.parts), wanted::PARTS),
+        (matches!(&request.subject, Subject::Stalls(_)), wanted::LIMIT),
     ]);
     let by =
         if plan.counts { request.tell_apart.map_or(by::NOTHING, by_number) } else { by::NOTHING };

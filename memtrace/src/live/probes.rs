@@ -126,6 +126,8 @@ pub fn tracepoints() -> Vec<&'static str> {
         .collect()
 }
 
+/// What there is where the kernel counts pressure.
+const PRESSURE: &str = "/proc/pressure/memory";
 /// Where the kernel says how to probe functions, if it lets them be probed.
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
 
@@ -345,6 +347,18 @@ impl Plan {
         if stalls.parts {
             self.parts(kernel);
         }
+        let layout = &kernel.layout;
+        let limits = [
+            layout.scan_control_target,
+            layout.mem_cgroup_usage,
+            layout.mem_cgroup_max,
+            layout.mem_cgroup_high,
+        ];
+        if limits.contains(&ABSENT) {
+            let lack =
+                "no limits in struct mem_cgroup: what is reclaimed for it counts as memcg-max";
+            self.coverage.lacks(Kind::MemcgHigh, lack);
+        }
         // Close to one another, so that few stalls end before their begin can be seen.
         self.reclaim(&ReclaimKind::ALL, extended, kernel)?;
         if let Err(LiveError::NoTracepoint { missing, .. }) = self.compaction(extended, kernel) {
@@ -407,10 +421,13 @@ impl Plan {
         } else {
             self.coverage.lacks(Kind::Throttled, "no tracepoint mm_vmscan_throttled");
         }
-        if Path::new(KPROBES).exists() {
-            self.probes.push(MEMSTALL_LEAVE);
-        } else {
+        if !Path::new(KPROBES).exists() {
             self.does_without_functions("this kernel has no kprobes");
+        } else if !Path::new(PRESSURE).exists() {
+            // It does not tell which of its sections are within others, either.
+            self.does_without_functions("this kernel counts no pressure: boot it with psi=1");
+        } else {
+            self.probes.push(MEMSTALL_LEAVE);
         }
     }
 

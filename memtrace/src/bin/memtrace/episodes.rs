@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use memtrace::{
     coverage::Coverage,
     episode::{Episode, Episodes},
+    filter::Filter,
     kind::Kind,
     live::Request,
     names::Names,
@@ -32,11 +33,14 @@ pub struct Shown {
     looked_ns: u64,
     /// The longest of each process that was asked for, in nanoseconds.
     longest: BTreeMap<u32, u64>,
+    /// Whether some of these processes' stalls are left out.
+    has_more_filters: bool,
 }
 
 impl Shown {
     pub fn new(options: &EpisodeOptions, request: &Request) -> Self {
         let EpisodeOptions { kinds, gap_ns, min_ns, scopes } = options;
+        let Filter { processes, threads, uid, comm, cgroup, .. } = &request.filter;
         Self {
             episodes: Episodes::new(*gap_ns, *scopes),
             kinds: kinds.clone(),
@@ -44,7 +48,11 @@ impl Shown {
             verdicts: Verdicts::new(),
             said: BTreeMap::new(),
             looked_ns: 0,
-            longest: request.filter.processes.iter().map(|pid| (*pid, 0)).collect(),
+            longest: processes.iter().map(|pid| (*pid, 0)).collect(),
+            has_more_filters: !threads.is_empty()
+                || uid.is_some()
+                || comm.is_some()
+                || cgroup.is_some(),
         }
     }
 
@@ -128,8 +136,9 @@ impl Shown {
         1
     }
 
-    /// Says what was watched and, of each process that was asked for, how long it was held up at most.
-    pub fn conclude(&self, coverage: &Coverage, summary: &Summary) {
+    /// Says what was watched and, of each process that was asked for, how long it was held up at most, where
+    /// nobody took `given_up` stalls.
+    pub fn conclude(&self, coverage: &Coverage, summary: &Summary, given_up: u64) {
         let watched: Vec<_> = coverage.watched().map(Kind::name).collect();
         let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
         for (kind, reason) in coverage.missing() {
@@ -149,8 +158,9 @@ impl Shown {
             say(Certificate {
                 pid: *pid,
                 longest_ns: *longest_ns,
+                has_more_filters: self.has_more_filters,
                 watched: watched.len(),
-                all,
+                given_up,
                 summary,
             });
         }
@@ -170,17 +180,20 @@ fn comm_of(pid: u32) -> Option<Comm> {
 struct Certificate<'a> {
     pid: u32,
     longest_ns: u64,
+    has_more_filters: bool,
     watched: usize,
-    all: usize,
+    given_up: u64,
     summary: &'a Summary,
 }
 
 impl std::fmt::Display for Certificate<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { pid, longest_ns, watched, all, summary } = *self;
+        let Self { pid, longest_ns, has_more_filters, watched, given_up, summary } = *self;
         let longest = Duration::from_nanos(longest_ns).as_secs_f64() * 1e3;
         let seconds = summary.duration.as_secs_f64();
-        write!(f, "memtrace: longest stall of PID {pid} in {seconds:.1} s: ")?;
+        let all = Kind::ALL.len();
+        let of = if has_more_filters { "of what the other filters let pass " } else { "" };
+        write!(f, "memtrace: longest stall {of}of PID {pid} in {seconds:.1} s: ")?;
         if longest_ns == 0 {
             write!(f, "none seen")?;
         } else {
@@ -188,8 +201,8 @@ impl std::fmt::Display for Certificate<'_> {
         }
         write!(f, "; {watched} of {all} kinds watched")?;
         let unseen = [summary.lost, summary.missed_begin, summary.table_full, summary.skipped];
-        let unseen =
-            unseen.iter().fold(summary.unfinished, |sum, count| sum.saturating_add(*count));
+        let unseen = unseen.iter().chain([&summary.unfinished]).copied();
+        let unseen = unseen.fold(given_up, u64::saturating_add);
         if unseen != 0 {
             write!(f, "; not counting {unseen} that were lost or had not ended")?;
         }
@@ -204,17 +217,27 @@ mod tests {
     #[test]
     fn a_certificate_claims_no_more_than_was_seen() {
         let summary = Summary { duration: Duration::from_mins(1), ..Summary::default() };
-        let certificate = |longest_ns, summary: &Summary| {
-            Certificate { pid: 1234, longest_ns, watched: 12, all: 14, summary }.to_string()
+        let of = |longest_ns, summary| Certificate {
+            pid: 1234,
+            longest_ns,
+            has_more_filters: false,
+            watched: 12,
+            given_up: 0,
+            summary,
         };
+        let certificate = |longest_ns, summary| of(longest_ns, summary).to_string();
         assert_eq!(
             certificate(80_000, &summary),
             "memtrace: longest stall of PID 1234 in 60.0 s: 0.08 ms; 12 of 14 kinds watched"
         );
         assert!(certificate(0, &summary).contains(": none seen; 12 of 14"));
-        let lossy = Summary { lost: 2, unfinished: 1, ..summary };
+        let lossy = Summary { lost: 2, unfinished: 1, ..summary.clone() };
         assert!(
             certificate(1, &lossy).ends_with("; not counting 3 that were lost or had not ended")
         );
+        let unread = Certificate { given_up: 4, ..of(1, &lossy) }.to_string();
+        assert!(unread.ends_with("; not counting 7 that were lost or had not ended"), "{unread}");
+        let filtered = Certificate { has_more_filters: true, ..of(0, &summary) }.to_string();
+        assert!(filtered.contains("longest stall of what the other filters let pass of PID 1234"));
     }
 }

@@ -435,7 +435,7 @@ impl<'a> Run<'a> {
         if let Some(shown) = &self.episodes
             && self.config.verbosity != Verbosity::Quiet
         {
-            shown.conclude(self.live.coverage(), &summary);
+            shown.conclude(self.live.coverage(), &summary, given_up);
         }
         if !delivered && end != End::ReaderGone {
             let bytes = self.output.lines.len();
