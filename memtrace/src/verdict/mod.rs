@@ -184,10 +184,15 @@ impl Evidence {
         self.stalled_ns / self.rounds.max(1)
     }
 
+    /// File pages read back of 1,000 reclaimed in the latest seconds; none where that is not known.
+    #[must_use]
+    pub fn refaulted_per_1000(&self) -> Option<u64> {
+        self.refaults.map(|Refaults { refaulted, reclaimed }| permille(refaulted, reclaimed))
+    }
+
     fn refaults_enough(&self) -> bool {
-        self.refaults.is_some_and(|Refaults { refaulted, reclaimed }| {
-            refaulted >= least::FEWEST_REFAULTS && permille(refaulted, reclaimed) >= least::REFAULTS
-        })
+        self.refaults.is_some_and(|refaults| refaults.refaulted >= least::FEWEST_REFAULTS)
+            && self.refaulted_per_1000().is_some_and(|permille| permille >= least::REFAULTS)
     }
 
     fn is_throttled(&self, slept_ns: u64) -> bool {

@@ -116,6 +116,7 @@ impl Json {
         object.entry("stalled_ns", evidence.stalled_ns)?;
         object.entry("nr_scanned", evidence.scanned)?;
         object.entry("nr_reclaimed", evidence.reclaimed)?;
+        object.entry("refaulted_per_1000", evidence.refaulted_per_1000())?;
         object.entry("priority", evidence.priority)?;
         object.end();
         Ok(())

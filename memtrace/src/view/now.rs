@@ -74,8 +74,10 @@ impl NowView {
     ) -> io::Result<()> {
         let NowOptions { since, stacks, quiet, .. } = self.options;
         if self.tables > 0 {
-            let at = TimeOfDay(names.clock.at(second.at_ns), &self.zone);
-            writeln!(out, "\n{at}")?;
+            writeln!(out)?;
+        }
+        if since {
+            writeln!(out, "{}", TimeOfDay(names.clock.at(second.at_ns), &self.zone))?;
         }
         if !quiet {
             writeln!(out, "{HEADER}{}{MORE}", if since { SINCE } else { "" })?;
@@ -372,6 +374,7 @@ mod tests {
     #[test]
     fn tables_one_after_the_other() {
         assert_snapshot!(shown(NowOptions { since: true, ..TEXT }, 2), @r#"
+        12:00:05
         COMM             PID     TID     KIND       STATE     SEEN     FOR(s) ORDER PRIO   SCANNED RECLAIMED    SCAN/s   RECL/s VERDICT         TARGET                   CGROUP                   GFP
         postgres         1234    1240    memcg      running   both        0.2 0       11        96        33       128        4 -               /system.slice            /system.slice/pg.service GFP_HIGHUSER_MOVABLE
         postgres         1234    1241    compaction running   both        0.2 0        -   1100/20         -      4000        - -               1/Normal                 /system.slice/pg.service GFP_HIGHUSER_MOVABLE

@@ -150,6 +150,9 @@ impl StallRows {
         if let Some(reclaimed) = evidence.reclaimed_per_1000() {
             write!(out, "; {reclaimed} pages reclaimed per 1000 scanned")?;
         }
+        if let Some(refaulted) = evidence.refaulted_per_1000() {
+            write!(out, ", {refaulted} of 1000 read back")?;
+        }
         write!(out, ", {} rounds, {} lost", evidence.rounds, Span(evidence.stalled_ns.into()))?;
         // What anyone may have chosen comes last.
         match target {

@@ -141,20 +141,6 @@ fn within(cgroup: &Cgroup, args: &[&str]) -> Result<Load> {
     Ok(load)
 }
 
-/// Memory that is swapped to a disk, and back when it is touched.
-#[test]
-fn swapins() -> Result<()> {
-    require_guest();
-    let cgroup = Cgroup::limited_by(TEST, Limit::Max(LIMIT))?;
-    // Until a while after all of it was touched for the first time.
-    let load = || within(&cgroup, &["anon", "--swap", "64M"]);
-    let stalls = compare(cgroup.path(), 4 * ENOUGH_NS, load)?;
-    println!("{} ns of swapping in", sum(&stalls, "swapin"));
-    assert!(sum(&stalls, "swapin") > ENOUGH_NS / 20);
-    assert_eq!(sum(&stalls, "penalty"), 0);
-    Ok(())
-}
-
 /// Memory that cannot be reclaimed, beyond memory.high: the kernel puts the thread to sleep.
 #[test]
 fn penalty() -> Result<()> {

@@ -155,6 +155,11 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 /// spent, longest first, and adds up to LAT: scan, on a CPU; shrink:FUNCTION, in a shrinker;
 /// throttled:REASON, made to sleep; compaction; blocked, off the CPU; waiting, for a CPU; other.
 ///
+/// PAYER is whom the thread's memory is charged to, as systemd, the container runtime or Kubernetes calls
+/// it. VERDICT is what is to be expected of the reclaim, of the cgroup's in the last seconds or else of this
+/// one: progressing, slow, hopeless (anonymous memory only, and no swap), thrash (file pages are read back
+/// at once) or writeback-bound. Lines with -- say when that of a cgroup changes, and what it is from.
+///
 /// With --extended: pages SCANNED; PRIO, the lowest priority reached; FREE(KB), free memory of the
 /// whole system when it began; ZONE and STATUS of the last compaction; CGROUP, the one that the thread
 /// is charged to; TARGET, the one that was reclaimed from; GFP, the allocation's flags.
@@ -194,7 +199,7 @@ Examples:
   memtrace stalls --kind oom,penalty        OOM kills, and threads slowed down by memory.high
   memtrace stalls --rounds -K               each round by itself, with its kernel stack
   memtrace stalls -H --by kind 10           histograms by kind, every 10 s
-  memtrace stalls --json | jq .parts        for programs
+  memtrace stalls --json | jq '.parts // empty'  for programs
 
 Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
@@ -210,8 +215,8 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 ///
 /// Of its present round: ORDER of the allocation; PRIO, the priority, from 12 (least effort) to 0; pages
 /// SCANNED at that priority and RECLAIMED; SCAN/s and RECL/s, where both looks were at the same round;
-/// TARGET, the cgroup whose limit asks for it, or the zone; CGROUP, the one that the thread is charged
-/// to; GFP, the allocation's flags.
+/// VERDICT, what is to be expected of it, as in stalls; TARGET, the cgroup whose limit asks for it, or the
+/// zone; CGROUP, the one that the thread is charged to; GFP, the allocation's flags.
 #[derive(Args, Debug)]
 #[command(after_help = NOW_EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]

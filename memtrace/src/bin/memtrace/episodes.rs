@@ -1,6 +1,6 @@
 //! Which episodes are shown, and what is said of them at the end.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use memtrace::{
     coverage::Coverage,
@@ -161,6 +161,7 @@ impl Shown {
                 has_more_filters: self.has_more_filters,
                 watched: watched.len(),
                 given_up,
+                has_ended: !Path::new("/proc").join(pid.to_string()).exists(),
                 summary,
             });
         }
@@ -183,12 +184,14 @@ struct Certificate<'a> {
     has_more_filters: bool,
     watched: usize,
     given_up: u64,
+    has_ended: bool,
     summary: &'a Summary,
 }
 
 impl std::fmt::Display for Certificate<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { pid, longest_ns, has_more_filters, watched, given_up, summary } = *self;
+        let Self { pid, longest_ns, has_more_filters, watched, given_up, has_ended, summary } =
+            *self;
         let longest = Duration::from_nanos(longest_ns).as_secs_f64() * 1e3;
         let seconds = summary.duration.as_secs_f64();
         let all = Kind::ALL.len();
@@ -204,7 +207,10 @@ impl std::fmt::Display for Certificate<'_> {
         let unseen = unseen.iter().chain([&summary.unfinished]).copied();
         let unseen = unseen.fold(given_up, u64::saturating_add);
         if unseen != 0 {
-            write!(f, "; not counting {unseen} that were lost or had not ended")?;
+            write!(f, "; not counting {unseen} that were not seen whole")?;
+        }
+        if has_ended {
+            write!(f, "; it has ended since")?;
         }
         Ok(())
     }
@@ -223,6 +229,7 @@ mod tests {
             has_more_filters: false,
             watched: 12,
             given_up: 0,
+            has_ended: false,
             summary,
         };
         let certificate = |longest_ns, summary| of(longest_ns, summary).to_string();
@@ -232,11 +239,11 @@ mod tests {
         );
         assert!(certificate(0, &summary).contains(": none seen; 12 of 14"));
         let lossy = Summary { lost: 2, unfinished: 1, ..summary.clone() };
-        assert!(
-            certificate(1, &lossy).ends_with("; not counting 3 that were lost or had not ended")
-        );
+        assert!(certificate(1, &lossy).ends_with("; not counting 3 that were not seen whole"));
         let unread = Certificate { given_up: 4, ..of(1, &lossy) }.to_string();
-        assert!(unread.ends_with("; not counting 7 that were lost or had not ended"), "{unread}");
+        assert!(unread.ends_with("; not counting 7 that were not seen whole"), "{unread}");
+        let ended = Certificate { has_ended: true, ..of(0, &summary) }.to_string();
+        assert!(ended.ends_with("; 12 of 14 kinds watched; it has ended since"), "{ended}");
         let filtered = Certificate { has_more_filters: true, ..of(0, &summary) }.to_string();
         assert!(filtered.contains("longest stall of what the other filters let pass of PID 1234"));
     }
