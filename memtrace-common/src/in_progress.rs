@@ -114,6 +114,8 @@ pub struct Scope {
     pub charged_ns: u64,
     /// The thread's `sched_info.run_delay` when it was last looked at.
     pub run_delay_ns: u64,
+    /// How long it has since waited after it was preempted, as the scheduler's probe saw it.
+    pub preempted_ns: u64,
     /// How long the thread was last off the CPU, as far as it is not known what for: until it is next
     /// looked at this includes the time that it waited for a CPU.
     pub unsettled_ns: u64,
@@ -142,6 +144,7 @@ impl Scope {
         start_ns: 0,
         charged_ns: 0,
         run_delay_ns: 0,
+        preempted_ns: 0,
         unsettled_ns: 0,
         blocked_ns: 0,
         shrinker: 0,

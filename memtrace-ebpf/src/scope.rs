@@ -339,14 +339,22 @@ fn charge(scope: &mut Scope, task: Task, now: u64) {
         back_on_cpu(scope, now);
     }
     let run_delay_ns = task.run_delay_ns();
-    let waited_ns = run_delay_ns.wrapping_sub(scope.run_delay_ns).min(scope.unsettled_ns);
+    let delay_ns = run_delay_ns.wrapping_sub(scope.run_delay_ns);
+    let delay_ns = delay_ns.saturating_sub(scope.preempted_ns);
+    let waited_ns = delay_ns.min(scope.unsettled_ns);
     scope.run_delay_ns = run_delay_ns;
+    scope.preempted_ns = 0;
     if scope.unsettled_ns != 0 {
         scope.blocked_ns = scope.unsettled_ns.wrapping_sub(waited_ns);
         scope.unsettled_ns = 0;
     }
     if scope.shrinker == 0 && off_part(scope) == part::BLOCKED {
         take(&mut scope.parts, part::BLOCKED, part::WAITING, waited_ns);
+        // Preempted as soon as the probe was over, before the kernel has marked the thread as stalled.
+        let unseen_ns = delay_ns.wrapping_sub(waited_ns);
+        if unseen_ns != 0 {
+            spend(scope, part::WAITING, scope.charged_ns.wrapping_add(unseen_ns).min(now));
+        }
     }
     spend(scope, on_part(scope), now);
 }
@@ -358,7 +366,11 @@ fn back_on_cpu(scope: &mut Scope, now: u64) {
     scope.is_off = 0;
     match off_part(scope) {
         // The scheduler's own count lacks what it took to choose who runs next.
-        part::BLOCKED if is_preempted => spend(scope, part::WAITING, now),
+        part::BLOCKED if is_preempted => {
+            let waited_ns = now.saturating_sub(scope.charged_ns);
+            scope.preempted_ns = scope.preempted_ns.wrapping_add(waited_ns);
+            spend(scope, part::WAITING, now);
+        }
         part => {
             scope.unsettled_ns = now.saturating_sub(scope.charged_ns);
             spend(scope, part, now);

@@ -144,6 +144,7 @@ fn shrinkers() -> Result<()> {
     println!("{}", load.stop()?);
     let stalls = stopped(memtrace)?;
     let timeline = recorder.stop()?;
+    println!("{:?}", stalls.summary);
     assert_parts_add_up(&stalls.episodes);
     let threads = both(&stalls.episodes, &timeline);
     let mut functions = BTreeSet::new();
@@ -160,7 +161,9 @@ fn shrinkers() -> Result<()> {
     let found = total(&threads, Both::shrinking_ns);
     println!("{runs} runs of shrinkers: {found} ns, by ftrace {by_ftrace} ns");
     assert!(runs >= ENOUGH as u64, "only {runs} runs of shrinkers");
-    assert!(found.abs_diff(by_ftrace) < by_ftrace / 4, "{found} ns, but {by_ftrace} ns by ftrace");
+    // Who is preempted in a probe there waits within for ftrace, and before or after it for memtrace.
+    let bound = by_ftrace / if has_preemptible_tracepoints() { 2 } else { 4 };
+    assert!(found.abs_diff(by_ftrace) < bound, "{found} ns, but {by_ftrace} ns by ftrace");
     Ok(())
 }
 
@@ -175,6 +178,7 @@ fn waiting_and_blocked() -> Result<()> {
     load.stop()?;
     let stalls = stopped(memtrace)?;
     let timeline = recorder.stop()?;
+    println!("{:?}", stalls.summary);
     assert_parts_add_up(&stalls.episodes);
     let threads = both(&stalls.episodes, &timeline);
     for (tid, both) in &threads {
