@@ -161,8 +161,9 @@ fn shrinkers() -> Result<()> {
     let found = total(&threads, Both::shrinking_ns);
     println!("{runs} runs of shrinkers: {found} ns, by ftrace {by_ftrace} ns");
     assert!(runs >= ENOUGH as u64, "only {runs} runs of shrinkers");
-    // Who is preempted in a probe there waits within for ftrace, and before or after it for memtrace.
-    let bound = by_ftrace / if has_preemptible_tracepoints() { 2 } else { 4 };
+    // What the probes take is in ftrace's time only: on an emulated CPU some 30 us, of runs as short as 60 us. And
+    // who is preempted in one waits within the run for ftrace, and before or after it for memtrace.
+    let bound = if is_guest() { by_ftrace / 3 * 2 } else { by_ftrace / 4 };
     assert!(found.abs_diff(by_ftrace) < bound, "{found} ns, but {by_ftrace} ns by ftrace");
     Ok(())
 }
