@@ -293,8 +293,10 @@ fn by_cause() -> Result<()> {
 #[test]
 fn by_latency() -> Result<()> {
     const ENOUGH: usize = 10;
+    // Each of the two takes its own time of a stall. Between them an emulated CPU may be taken away, now and then;
+    // where the filter were wrong, half of the stalls would be.
     let (limit, limit_ns, about_ns, exceptions) = if is_guest() {
-        ("1ms", 1_000_000, 500_000, 20)
+        ("1ms", 1_000_000, 500_000, 5)
     } else {
         ("100us", 100_000, 60_000, usize::MAX)
     };

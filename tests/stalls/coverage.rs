@@ -88,6 +88,19 @@ fn certificate() -> Result<()> {
     finished.assert_success();
     let stalls = tests::episodes::Stalls::parse(&finished.stdout)?;
     let longest = stalls.of(pid).map(|episode| episode.duration_ns).max().unwrap_or_default();
+    let certified = |pid: u32| {
+        let mut certificates = stalls.certificates.iter().filter(move |it| it["pid"] == pid);
+        let certificate = certificates.next().expect("a certificate");
+        assert_eq!(certificates.next(), None, "another of PID {pid}");
+        assert_eq!(certificate["watched"], stalls.watched.len());
+        assert_eq!(certificate["kinds"], KINDS.len());
+        assert_eq!(certificate["duration_ns"], stalls.summary.duration_ns);
+        assert_eq!(certificate["filtered"], false);
+        (&certificate["longest_ns"], &certificate["has_ended"])
+    };
+    assert_eq!(certified(pid), (&longest.into(), &true.into()));
+    let own_longest = stalls.of(own).map(|episode| episode.duration_ns).max();
+    assert_eq!(certified(own), (&own_longest.into(), &false.into()));
     let seconds = stalls.summary.duration_ns as f64 / 1e9;
     let kinds = format!("{} of 14 kinds watched", stalls.watched.len());
     let expected = format!(

@@ -20,6 +20,8 @@ pub struct Stalls {
     pub watched: Vec<String>,
     /// Kinds that were not, with the reason.
     pub not_watched: BTreeMap<String, String>,
+    /// What it certifies of the processes that were asked for.
+    pub certificates: Vec<Value>,
     /// Its last line.
     pub summary: Summary,
 }
@@ -55,7 +57,7 @@ impl Stalls {
     /// Reads what memtrace printed.
     pub fn parse(text: &str) -> Result<Self> {
         let (mut episodes, mut ooms, mut histograms) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut coverage, mut summary) = (None, None);
+        let (mut coverage, mut certificates, mut summary) = (None, Vec::new(), None);
         for line in text.lines() {
             ensure!(summary.is_none(), "a line after the summary: `{line}`");
             let value: Value =
@@ -75,6 +77,7 @@ impl Stalls {
                         coverage.replace((crate::rows::strings(&value, "watched")?, not_watched));
                     ensure!(again.is_none(), "another coverage: `{line}`");
                 }
+                "certificate" => certificates.push(value),
                 // Of cgroups, beside the stalls.
                 "verdict" => {}
                 "summary" => summary = Some(Summary::parse(&value).with_context(context)?),
@@ -89,7 +92,7 @@ impl Stalls {
             "{shown} episodes and OOM kills, and {} in the summary",
             summary.stalls
         );
-        Ok(Self { episodes, ooms, histograms, watched, not_watched, summary })
+        Ok(Self { episodes, ooms, histograms, watched, not_watched, certificates, summary })
     }
 
     /// The episodes of a process.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::json::{Json, Object, Time, line};
 use super::words::status_name;
-use super::{Judged, parts};
+use super::{Certificate, Judged, parts};
 use crate::coverage::Coverage;
 use crate::episode::Episode;
 use crate::kind::Kind;
@@ -138,6 +138,28 @@ impl Json {
         };
         line(&object, out)
     }
+
+    pub(super) fn certificate(
+        certificate: &Certificate,
+        at: Timestamp,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let Certificate { pid, longest_ns, duration, watched, not_seen_whole, filtered, has_ended } =
+            *certificate;
+        let object = CertificateObject {
+            r#type: "certificate",
+            time: Time(at),
+            pid,
+            longest_ns: (longest_ns != 0).then_some(longest_ns),
+            duration_ns: duration.as_nanos(),
+            watched,
+            kinds: Kind::ALL.len(),
+            not_seen_whole,
+            filtered,
+            has_ended,
+        };
+        line(&object, out)
+    }
 }
 
 /// Nanoseconds by the part's name.
@@ -171,6 +193,20 @@ struct CoverageObject<'a> {
     time: Time,
     watched: Vec<&'static str>,
     not_watched: Vec<Missing<'a>>,
+}
+
+#[derive(Serialize)]
+struct CertificateObject {
+    r#type: &'static str,
+    time: Time,
+    pid: u32,
+    longest_ns: Option<u64>,
+    duration_ns: u128,
+    watched: usize,
+    kinds: usize,
+    not_seen_whole: u64,
+    filtered: bool,
+    has_ended: bool,
 }
 
 #[derive(Serialize)]

@@ -490,7 +490,7 @@ mod tests {
         NO_PID, at, comm, compaction, episode, extreme, histograms, names, options, reclaim, shown,
         shown_episodes, unknown, unknown_episode,
     };
-    use super::super::{Format, View};
+    use super::super::{Certificate, Format, View};
     use super::*;
     use crate::coverage::Coverage;
     use crate::episode::Episode;
@@ -585,10 +585,17 @@ mod tests {
         coverage.lacks(Kind::Penalty, "no such function");
         let mut view = View::new(options(Subject::Stalls, Format::Json));
         let mut out = Vec::new();
-        view.coverage(&coverage, at(10), &mut out);
+        let summary = Summary { lost: 3, duration: Duration::from_mins(1), ..Summary::default() };
+        let none = Certificate::of(7, &coverage, &summary, 0);
+        let some = Certificate { longest_ns: 5, filtered: true, has_ended: true, ..none.clone() };
+        view.coverage(&coverage, &[none, some], at(10), &mut out);
         let text = String::from_utf8_lossy(&out);
-        assert_eq!(valid(&text).len(), 1);
-        assert_snapshot!(text, @r#"{"type":"coverage","time":"2026-03-01T12:00:10.000000000Z","watched":["direct"],"not_watched":[{"kind":"penalty","reason":"no such function"}]}"#);
+        assert_eq!(valid(&text).len(), 3);
+        assert_snapshot!(text, @r#"
+        {"type":"coverage","time":"2026-03-01T12:00:10.000000000Z","watched":["direct"],"not_watched":[{"kind":"penalty","reason":"no such function"}]}
+        {"type":"certificate","time":"2026-03-01T12:00:10.000000000Z","pid":7,"longest_ns":null,"duration_ns":60000000000,"watched":1,"kinds":14,"not_seen_whole":3,"filtered":false,"has_ended":false}
+        {"type":"certificate","time":"2026-03-01T12:00:10.000000000Z","pid":7,"longest_ns":5,"duration_ns":60000000000,"watched":1,"kinds":14,"not_seen_whole":3,"filtered":true,"has_ended":true}
+        "#);
     }
 
     #[test]

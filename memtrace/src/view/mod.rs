@@ -3,6 +3,7 @@
 //! One file for each output; they are chosen between here only. A view appends to a buffer, so that
 //! the caller alone decides when to write and what to do about a closed pipe.
 
+mod certificate;
 mod episode_json;
 pub mod flame;
 mod folded;
@@ -35,6 +36,7 @@ use crate::stall::{Detail, Stall};
 use crate::verdict::{Evidence, Verdict};
 
 pub use self::{
+    certificate::Certificate,
     folded::{Folded, FoldedOptions},
     histogram::Blocks,
     json::Json,
@@ -264,10 +266,19 @@ impl View {
         });
     }
 
-    /// Ends with what was watched, in JSON; text leaves that to the caller.
-    pub fn coverage(&mut self, coverage: &Coverage, at: Timestamp, out: &mut Vec<u8>) {
+    /// Ends with what was watched and what that certifies, in JSON; text leaves that to the caller.
+    pub fn coverage(
+        &mut self,
+        coverage: &Coverage,
+        certificates: &[Certificate],
+        at: Timestamp,
+        out: &mut Vec<u8>,
+    ) {
         if matches!(self, Self::Json(_) | Self::JsonHistograms(..)) && !coverage.is_empty() {
             in_memory(Json::coverage(coverage, at, out));
+            for certificate in certificates {
+                in_memory(Json::certificate(certificate, at, out));
+            }
         }
     }
 

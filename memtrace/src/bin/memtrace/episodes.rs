@@ -1,6 +1,6 @@
 //! Which episodes are shown, and what is said of them at the end.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path};
 
 use memtrace::{
     coverage::Coverage,
@@ -12,7 +12,7 @@ use memtrace::{
     scope::Oom,
     stall::Comm,
     verdict::{self, Verdict, Verdicts},
-    view::{Judged, Summary, View},
+    view::{Certificate, Judged, Summary, View},
 };
 
 use crate::{config::EpisodeOptions, output::say};
@@ -136,36 +136,39 @@ impl Shown {
         1
     }
 
-    /// Says what was watched and, of each process that was asked for, how long it was held up at most, where
-    /// nobody took `given_up` stalls.
-    pub fn conclude(&self, coverage: &Coverage, summary: &Summary, given_up: u64) {
-        let watched: Vec<_> = coverage.watched().map(Kind::name).collect();
-        let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
-        for (kind, reason) in coverage.missing() {
-            match reasons.iter_mut().find(|(known, _)| *known == reason) {
-                Some((_, kinds)) => kinds.push(kind.name()),
-                None => reasons.push((reason, vec![kind.name()])),
-            }
-        }
-        let all = watched.len() + coverage.missing().count();
-        let names = if watched.is_empty() { "none".to_owned() } else { watched.join(", ") };
-        let told = [format!("{} of {all} kinds watched: {names}", watched.len())];
-        let missing =
-            reasons.iter().map(|(why, kinds)| format!("not {} ({why})", kinds.join(", ")));
-        let told: Vec<_> = told.into_iter().chain(missing).collect();
-        say(format_args!("memtrace: {}", told.join("; ")));
-        for (pid, longest_ns) in &self.longest {
-            say(Certificate {
-                pid: *pid,
-                longest_ns: *longest_ns,
-                has_more_filters: self.has_more_filters,
-                watched: watched.len(),
-                given_up,
-                has_ended: !Path::new("/proc").join(pid.to_string()).exists(),
-                summary,
-            });
+    /// How long each process that was asked for was held up at most, where nobody took `given_up` stalls.
+    pub fn certificates(
+        &self,
+        coverage: &Coverage,
+        summary: &Summary,
+        given_up: u64,
+    ) -> Vec<Certificate> {
+        let certificate = |(pid, longest_ns): (&u32, &u64)| Certificate {
+            longest_ns: *longest_ns,
+            filtered: self.has_more_filters,
+            has_ended: !Path::new("/proc").join(pid.to_string()).exists(),
+            ..Certificate::of(*pid, coverage, summary, given_up)
+        };
+        self.longest.iter().map(certificate).collect()
+    }
+}
+
+/// Says what was watched.
+pub fn say_coverage(coverage: &Coverage) {
+    let watched: Vec<_> = coverage.watched().map(Kind::name).collect();
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (kind, reason) in coverage.missing() {
+        match reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, kinds)) => kinds.push(kind.name()),
+            None => reasons.push((reason, vec![kind.name()])),
         }
     }
+    let all = watched.len() + coverage.missing().count();
+    let names = if watched.is_empty() { "none".to_owned() } else { watched.join(", ") };
+    let told = [format!("{} of {all} kinds watched: {names}", watched.len())];
+    let missing = reasons.iter().map(|(why, kinds)| format!("not {} ({why})", kinds.join(", ")));
+    let told: Vec<_> = told.into_iter().chain(missing).collect();
+    say(format_args!("memtrace: {}", told.join("; ")));
 }
 
 /// The name of a process that runs.
@@ -175,76 +178,4 @@ fn comm_of(pid: u32) -> Option<Comm> {
     let mut comm = [0; Comm::LEN];
     comm.get_mut(..name.len())?.copy_from_slice(name);
     Some(Comm::new(comm))
-}
-
-/// How long a process was held up at most, and how far that can be said.
-struct Certificate<'a> {
-    pid: u32,
-    longest_ns: u64,
-    has_more_filters: bool,
-    watched: usize,
-    given_up: u64,
-    has_ended: bool,
-    summary: &'a Summary,
-}
-
-impl std::fmt::Display for Certificate<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { pid, longest_ns, has_more_filters, watched, given_up, has_ended, summary } =
-            *self;
-        let longest = Duration::from_nanos(longest_ns).as_secs_f64() * 1e3;
-        let seconds = summary.duration.as_secs_f64();
-        let all = Kind::ALL.len();
-        let of = if has_more_filters { "of what the other filters let pass " } else { "" };
-        write!(f, "memtrace: longest stall {of}of PID {pid} in {seconds:.1} s: ")?;
-        if longest_ns == 0 {
-            write!(f, "none seen")?;
-        } else {
-            write!(f, "{longest:.2} ms")?;
-        }
-        write!(f, "; {watched} of {all} kinds watched")?;
-        let unseen = [summary.lost, summary.missed_begin, summary.table_full, summary.skipped];
-        let unseen = unseen.iter().chain([&summary.unfinished]).copied();
-        let unseen = unseen.fold(given_up, u64::saturating_add);
-        if unseen != 0 {
-            write!(f, "; not counting {unseen} that were not seen whole")?;
-        }
-        if has_ended {
-            write!(f, "; it has ended since")?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_certificate_claims_no_more_than_was_seen() {
-        let summary = Summary { duration: Duration::from_mins(1), ..Summary::default() };
-        let of = |longest_ns, summary| Certificate {
-            pid: 1234,
-            longest_ns,
-            has_more_filters: false,
-            watched: 12,
-            given_up: 0,
-            has_ended: false,
-            summary,
-        };
-        let certificate = |longest_ns, summary| of(longest_ns, summary).to_string();
-        assert_eq!(
-            certificate(80_000, &summary),
-            "memtrace: longest stall of PID 1234 in 60.0 s: 0.08 ms; 12 of 14 kinds watched"
-        );
-        assert!(certificate(0, &summary).contains(": none seen; 12 of 14"));
-        let lossy = Summary { lost: 2, unfinished: 1, ..summary.clone() };
-        assert!(certificate(1, &lossy).ends_with("; not counting 3 that were not seen whole"));
-        let unread = Certificate { given_up: 4, ..of(1, &lossy) }.to_string();
-        assert!(unread.ends_with("; not counting 7 that were not seen whole"), "{unread}");
-        let ended = Certificate { has_ended: true, ..of(0, &summary) }.to_string();
-        assert!(ended.ends_with("; 12 of 14 kinds watched; it has ended since"), "{ended}");
-        let filtered = Certificate { has_more_filters: true, ..of(0, &summary) }.to_string();
-        assert!(filtered.contains("longest stall of what the other filters let pass of PID 1234"));
-    }
 }

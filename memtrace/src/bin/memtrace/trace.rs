@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     config::{Config, Verbosity},
-    episodes::Shown,
+    episodes::{Shown, say_coverage},
     flame::FlameFile,
     helper::Helper,
     limits,
@@ -426,16 +426,19 @@ impl<'a> Run<'a> {
             duration,
             unavailable: self.live.unavailable().to_vec(),
         };
-        self.view.coverage(self.live.coverage(), Timestamp::now(), &mut self.output.lines);
+        let coverage = self.live.coverage();
+        let shown = self.episodes.as_ref();
+        let certificates = shown.map(|it| it.certificates(coverage, &summary, given_up));
+        let certificates = certificates.unwrap_or_default();
+        self.view.coverage(coverage, &certificates, Timestamp::now(), &mut self.output.lines);
         self.view.end(&mut self.names, Timestamp::now(), &summary, &mut self.output);
         delivered = delivered && self.deliver(end, stop).await?;
         if self.config.verbosity != Verbosity::Quiet || !summary.is_complete() {
             say(&summary);
         }
-        if let Some(shown) = &self.episodes
-            && self.config.verbosity != Verbosity::Quiet
-        {
-            shown.conclude(self.live.coverage(), &summary, given_up);
+        if self.episodes.is_some() && self.config.verbosity != Verbosity::Quiet {
+            say_coverage(self.live.coverage());
+            certificates.iter().for_each(say);
         }
         if !delivered && end != End::ReaderGone {
             let bytes = self.output.lines.len();
