@@ -43,6 +43,10 @@ impl Fragments {
         let mut memory = map_small_pages(usize::try_from(bytes).context("too much memory")?)
             .context("cannot map memory")?;
         touch(&mut memory, until, &AtomicU64::new(0));
+        if until.is_over() {
+            // Perhaps before there was a single page.
+            return Ok(Self { pipes: Vec::new(), pinned: 0 });
+        }
         let page_size = rustix::param::page_size();
         let pages = one_of_each_block(&memory, page_size)?;
         let mut fragments = Self { pipes: Vec::new(), pinned: 0 };
