@@ -15,7 +15,14 @@ pub struct Tally {
     program: String,
     /// Those of which tests failed.
     failures: Vec<String>,
+    /// How many of those that passed had failed before.
+    again: u32,
+    /// The programs that they are of.
+    unsteady: Vec<String>,
 }
+
+/// Ends the line that names a program whose tests that failed follow once more.
+const AGAIN: &str = " again";
 
 impl Tally {
     /// Takes note of a line that came from a test program, or before one.
@@ -25,6 +32,18 @@ impl Tally {
             program.clone_into(&mut self.program);
         } else if let Some((passed, failed)) = result(line) {
             self.passed += passed;
+            if let Some(program) = self.program.strip_suffix(AGAIN) {
+                // They are counted as failed already.
+                self.failed = self.failed.saturating_sub(passed);
+                self.again += passed;
+                if failed == 0 {
+                    self.failures.retain(|failure| failure != program);
+                }
+                if passed > 0 {
+                    self.unsteady.push(program.to_owned());
+                }
+                return;
+            }
             self.failed += failed;
             if failed > 0 {
                 self.failures.push(self.program.clone());
@@ -37,6 +56,8 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.failures.extend(other.failures);
+        self.again += other.again;
+        self.unsteady.extend(other.unsteady);
     }
 
     /// Whether no test ran.
@@ -46,13 +67,19 @@ impl Tally {
 
     /// In one line, with how long it took.
     pub fn shown(&self, took: Duration) -> impl fmt::Display + use<> {
-        let Self { passed, failed, .. } = self;
+        let Self { passed, failed, again, .. } = self;
+        let unsteady = if *again == 0 {
+            String::new()
+        } else {
+            let programs = self.unsteady.join(", ");
+            format!(" ({again} of them at the second attempt, in {programs})")
+        };
         let places = if self.failures.is_empty() {
             String::new()
         } else {
             format!(" (in {})", self.failures.join(", "))
         };
-        format!("{passed} tests passed, {failed} failed{places} in {} s", took.as_secs())
+        format!("{passed} tests passed{unsteady}, {failed} failed{places} in {} s", took.as_secs())
     }
 }
 
