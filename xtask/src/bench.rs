@@ -58,11 +58,8 @@ pub struct Bench {
 
 /// Measures, and prints the table.
 pub fn run(bench: &Bench) -> Result<()> {
-    let programs = programs::build_shipped(commands::workspace()?)?;
-    let path = |name: &str| {
-        let program = programs.iter().find(|program| program.name == name);
-        program.map(|program| program.path.as_path()).with_context(|| format!("no program {name}"))
-    };
+    let programs = programs::build_shipped(commands::workspace()?, &["memtrace", "tests"])?;
+    let path = |name| programs::path(&programs, name);
     let (memtrace, memload) = (path("memtrace")?, path("memload")?);
     let scratch = tempfile::tempdir().context("cannot make a directory for temporary files")?;
     let measured = scratch.path().join("measured.json");

@@ -39,11 +39,18 @@ pub enum Kind {
     Tool,
 }
 
-/// Builds memtrace as it is shipped, memload and the bench.
-pub fn build_shipped(workspace: &Path) -> Result<Vec<Program>> {
+/// Builds programs of these packages as memtrace is shipped.
+pub fn build_shipped(workspace: &Path, packages: &[&str]) -> Result<Vec<Program>> {
     let mut build = process::cargo();
-    build.args(["build", "--release", "--package=memtrace", "--package=tests", "--bins"]);
+    build.args(["build", "--release", "--bins"]);
+    build.args(packages.iter().map(|package| format!("--package={package}")));
     programs(&static_build(workspace, &mut build)?, &[])
+}
+
+/// The path of a program among these.
+pub fn path<'a>(programs: &'a [Program], name: &str) -> Result<&'a Path> {
+    let program = programs.iter().find(|program| program.name == name);
+    program.map(|program| program.path.as_path()).with_context(|| format!("no program {name}"))
 }
 
 /// Builds all of them.

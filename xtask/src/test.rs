@@ -1,13 +1,14 @@
 //! `cargo xtask test`: unit tests, integration tests on the running kernel, and on other kernels in guests; at the end a
 //! line for each.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::commands::{self, Profile};
+use crate::commands;
 use crate::guest::{self, Options, Work};
 use crate::output::Output;
 use crate::process;
@@ -33,7 +34,8 @@ pub struct Test {
 pub fn run(test: &Test) -> Result<()> {
     let workspace = commands::workspace()?;
     // What is shipped, and what it is tested with.
-    commands::build(Profile::Release)?;
+    let shipped = programs::build_shipped(workspace, &["memtrace"])?;
+    let memtrace = programs::path(&shipped, "memtrace")?;
     let programs = programs::build(workspace)?;
 
     let (mut lines, mut failures) = (Vec::new(), Vec::new());
@@ -56,7 +58,7 @@ pub fn run(test: &Test) -> Result<()> {
         if !test.filters.is_empty() && program.tests(&test.filters)?.is_empty() {
             continue;
         }
-        let (succeeded, results) = run_here(program, &test.filters)?;
+        let (succeeded, results) = run_here(program, memtrace, &test.filters)?;
         tally.add(results);
         if !succeeded {
             failures.push(format!("error: `{}` failed", program.name));
@@ -88,8 +90,8 @@ pub fn run(test: &Test) -> Result<()> {
 }
 
 /// Runs integration tests as root on the running kernel, on the memtrace that is shipped. Gives whether all passed.
-fn run_here(program: &Program, filters: &[String]) -> Result<(bool, Tally)> {
-    let memtrace = format!("{MEMTRACE_BIN}={}", commands::release_binary()?.display());
+fn run_here(program: &Program, memtrace: &Path, filters: &[String]) -> Result<(bool, Tally)> {
+    let memtrace = format!("{MEMTRACE_BIN}={}", memtrace.display());
     let mut command: Command =
         process::as_root(["env".as_ref(), memtrace.as_ref(), program.path.as_os_str()])?;
     // They share one kernel, and each would see the stalls of another.
