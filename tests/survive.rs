@@ -108,14 +108,16 @@ struct Swarm(Child);
 const EACH: u32 = 4500;
 
 impl Swarm {
-    fn start(cgroup: &Cgroup, file: &Path, first: u32) -> Result<Self> {
-        const SCRIPT: &str = "read -r go; i=$2; end=$((i + $3)); while [ $i -lt $end ]; do \
-            dd if=\"$1\" of=/dev/null bs=512k count=1 skip=$((i % 128)) 2>/dev/null; i=$((i + 1)); done";
+    /// `step` is how many parts each process is beyond the one before. Swarms of the same step would come to read what
+    /// another has just read, which nobody has to wait for.
+    fn start(cgroup: &Cgroup, file: &Path, step: u32) -> Result<Self> {
+        const SCRIPT: &str = "read -r go; i=0; while [ $i -lt $3 ]; do \
+            dd if=\"$1\" of=/dev/null bs=512k count=1 skip=$((i * $2 % 128)) 2>/dev/null; i=$((i + 1)); done";
         let mut shell = Command::new("sh");
         shell
             .args(["-c", SCRIPT, "sh"])
             .arg(file)
-            .args([first, EACH].map(|number| number.to_string()));
+            .args([step, EACH].map(|number| number.to_string()));
         let child = shell.stdin(Stdio::piped()).spawn().context("cannot start a shell")?;
         let swarm = Self(child);
         cgroup.add(swarm.0.id())?;
@@ -156,7 +158,7 @@ fn ten_thousand_threads_that_came_and_went_take_sixteen_mib() -> Result<()> {
     let file = dir.path().join("file");
     make_uncached(&file, 64 << 20)?;
     let cgroup = limited_cgroup()?;
-    let swarms = [0, 32, 64, 96].map(|first| Swarm::start(&cgroup, &file, first));
+    let swarms = [1, 37, 73, 101].map(|step| Swarm::start(&cgroup, &file, step));
     let mut swarms = swarms.into_iter().collect::<Result<Vec<_>>>()?;
     let path = cgroup.path().to_str().context("a path of the tests' own")?;
     let rows = Memtrace::start(&["drsnoop", "--json", "-c", path]);
