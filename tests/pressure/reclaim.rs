@@ -127,7 +127,7 @@ fn memcg_reclaim() -> Result<()> {
             load.stop()?;
         }
         let mut load =
-            Load::of(memload(), &["anon", "--limit", "16M", "--swap", "64M", "--duration", "5s"])?;
+            Load::of(memload(), &["anon", "--limit", "16M", "--swap", "64M", "--duration", "15s"])?;
         pids.push(load.id());
         load.go()?;
         println!("{}", load.wait()?);
