@@ -186,7 +186,8 @@ fn waiting_and_blocked() -> Result<()> {
         println!("thread {tid}: {} stalls of {} ns", both.stalls, both.duration_ns);
         apart += usize::from(!both.scheduling_agrees());
     }
-    // A CPU that a hypervisor takes away between the two probes of one switch is waited for in one of them only.
+    // Seen once, beside builds: 1.6 ms more in one thread of eight than by ftrace. Why is not known; perhaps the CPU was
+    // taken away between the two tracers' looks at one switch.
     assert!(apart <= THREADS / 8, "{apart} threads waited for another time than ftrace says");
     let waiting = total(&threads, |both| both.part("waiting"));
     let lost = total(&threads, |both| both.duration_ns);
