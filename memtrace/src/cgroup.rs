@@ -171,6 +171,8 @@ struct Root {
 /// Most memory for paths that are remembered, some thousands of the usual length. A host that makes
 /// and removes cgroups for hours must not fill our memory.
 const MOST_BYTES: usize = 256 << 10;
+/// The same of what is learned from recordings, which are anyone's.
+const MOST_LEARNED_BYTES: usize = 16 << 20;
 /// What an entry takes beside its path.
 const ENTRY_BYTES: usize = 48;
 
@@ -197,10 +199,27 @@ impl Cgroups {
         Self { known: known.collect(), ..Self::default() }
     }
 
+    /// Has the cgroup `id` go by this path from now on; nothing where it was not found.
+    pub fn learn(&mut self, id: u64, path: Option<Vec<u8>>) {
+        if self.bytes >= MOST_LEARNED_BYTES && !self.known.contains_key(&id) {
+            self.known.clear();
+            self.bytes = 0;
+        }
+        let len = |path: &Option<Box<[u8]>>| path.as_ref().map_or(0, |path| path.len());
+        let path = path.map(Vec::into_boxed_slice);
+        self.bytes += ENTRY_BYTES + len(&path);
+        if let Some(before) = self.known.insert(id, path) {
+            self.bytes -= (ENTRY_BYTES + len(&before)).min(self.bytes);
+        }
+    }
+
     /// The path of cgroup `id` below the root of its hierarchy, such as `/system.slice/a.service`,
     /// in any bytes; nothing where it is gone or out of sight.
     pub fn path(&mut self, id: u64) -> Option<&[u8]> {
-        if self.bytes >= MOST_BYTES && !self.known.contains_key(&id) && !self.roots.is_empty() {
+        if self.roots.is_empty() {
+            return self.known.get(&id)?.as_deref();
+        }
+        if self.bytes >= MOST_BYTES && !self.known.contains_key(&id) {
             self.known.clear();
             self.bytes = 0;
         }

@@ -35,6 +35,12 @@ impl WallClock {
         Self { epoch }
     }
 
+    /// Time of day when `CLOCK_MONOTONIC` was zero.
+    #[must_use]
+    pub fn epoch(&self) -> Timestamp {
+        self.epoch
+    }
+
     /// Time of day at `ns` nanoseconds of `CLOCK_MONOTONIC`.
     #[must_use]
     pub fn at(&self, ns: u64) -> Timestamp {

@@ -21,6 +21,12 @@ impl Coverage {
         }
     }
 
+    /// The same of these kinds alone.
+    #[must_use]
+    pub fn only(&self, kinds: &[Kind]) -> Self {
+        Self(self.0.iter().filter(|(kind, _)| kinds.contains(kind)).cloned().collect())
+    }
+
     /// Whether nothing was asked for.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -131,6 +131,12 @@ impl Episodes {
         }
     }
 
+    /// Whether nothing is going to come of what was taken so far, however long it is waited.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.open.is_empty() && self.idle.is_empty() && (self.scopes || self.inside.is_empty())
+    }
+
     /// Takes a round of reclaim or compaction.
     pub fn round(&mut self, stall: Stall) {
         // A soft-limit reclaim may end inside of a direct one, of which it is a part.

@@ -2,6 +2,7 @@
 //! the OOM kill, which takes no time.
 
 use memtrace_common::record::part;
+use serde::{Deserialize, Serialize};
 
 use crate::stall::Comm;
 
@@ -40,7 +41,7 @@ pub struct Parts {
 }
 
 /// A part that has a name of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
     /// Reclaiming on a CPU.
     Scan,
@@ -111,7 +112,7 @@ impl Parts {
 }
 
 /// A process was chosen to be killed for lack of memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Oom {
     /// When, in nanoseconds of `CLOCK_MONOTONIC`.
     pub at_ns: u64,

@@ -5,6 +5,8 @@
 
 use std::fmt::{self, Display};
 
+use serde::{Deserialize, Serialize};
+
 use crate::text::Printable;
 
 /// One finished stall.
@@ -209,7 +211,10 @@ impl Stall {
 }
 
 /// A thread's name. The kernel lets it be any bytes; shown, it never breaks a line or a terminal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(from = "[u8; Comm::LEN]", into = "[u8; Comm::LEN]")]
 pub struct Comm([u8; Self::LEN]);
 
 impl Comm {
@@ -224,11 +229,29 @@ impl Comm {
         Self(bytes)
     }
 
+    /// The name, filled up with zero bytes.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        self.0
+    }
+
     /// The name's bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         let len = self.0.iter().position(|&byte| byte == 0).unwrap_or(Self::LEN);
         &self.0[..len]
+    }
+}
+
+impl From<[u8; Comm::LEN]> for Comm {
+    fn from(bytes: [u8; Self::LEN]) -> Self {
+        Self::new(bytes)
+    }
+}
+
+impl From<Comm> for [u8; Comm::LEN] {
+    fn from(comm: Comm) -> Self {
+        comm.0
     }
 }
 

@@ -26,6 +26,8 @@ const TRACER_DEPTH: usize = 8;
 
 /// Most symbols that are remembered; a kernel has far fewer places that lead to a stall.
 const MAX_KNOWN: usize = 4096;
+/// The same of those from recordings, which are anyone's: more than one block can name.
+const MAX_LEARNED: usize = 1 << 16;
 
 /// Symbols of kernel addresses, looked up when first asked for and remembered.
 #[derive(Debug, Default)]
@@ -66,10 +68,7 @@ impl KernelSymbols {
     /// The frames of a stack, innermost first, without the tracer's own.
     pub(super) fn resolve(&mut self, stack: &[u64]) -> Vec<Rc<Frame>> {
         let mut frames: Vec<_> = stack.iter().map(|&address| self.symbol(address)).collect();
-        let is_tracer =
-            |frame: &Rc<Frame>| TRACER.iter().any(|prefix| frame.text().starts_with(prefix));
-        let last = frames.iter().take(TRACER_DEPTH).rposition(is_tracer);
-        frames.drain(..last.map_or(0, |last| last + 1));
+        frames.drain(..tracers(frames.iter().map(|frame| frame.text())));
         frames
     }
 
@@ -78,17 +77,36 @@ impl KernelSymbols {
         self.symbol(address).function().to_owned()
     }
 
-    fn symbol(&mut self, address: u64) -> Rc<Frame> {
-        if self.known.len() >= MAX_KNOWN && self.symbolizer.is_some() {
+    pub(super) fn learn(&mut self, address: u64, frame: Frame) {
+        if self.known.len() >= MAX_LEARNED && !self.known.contains_key(&address) {
             self.known.clear();
         }
-        let symbolizer = self.symbolizer.as_ref();
+        if self.known.get(&address).is_none_or(|known| **known != frame) {
+            self.known.insert(address, Rc::new(frame));
+        }
+    }
+
+    pub(super) fn symbol(&mut self, address: u64) -> Rc<Frame> {
+        let Some(Kallsyms(symbolizer)) = &self.symbolizer else {
+            let known = self.known.get(&address).cloned();
+            return known.unwrap_or_else(|| Rc::new(Frame::nameless(address)));
+        };
+        if self.known.len() >= MAX_KNOWN {
+            self.known.clear();
+        }
         let symbol = self.known.entry(address).or_insert_with(|| {
-            let found = symbolizer.and_then(|Kallsyms(symbolizer)| look_up(symbolizer, address));
+            let found = look_up(symbolizer, address);
             Rc::new(found.unwrap_or_else(|| Frame::nameless(address)))
         });
         Rc::clone(symbol)
     }
+}
+
+/// How many of a stack's innermost frames, given by their texts, are the tracer's own.
+pub(crate) fn tracers<'a>(frames: impl Iterator<Item = &'a str>) -> usize {
+    let is_tracer = |frame: &str| TRACER.iter().any(|prefix| frame.starts_with(prefix));
+    let numbered = (1..).zip(frames.take(TRACER_DEPTH));
+    numbered.filter(|(_, frame)| is_tracer(frame)).last().map_or(0, |(count, _)| count)
 }
 
 /// Whether the kernel shows this process where its functions are.

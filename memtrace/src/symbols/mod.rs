@@ -18,11 +18,11 @@ use serde::{Deserialize, Serialize};
 use self::kernel::KernelSymbols;
 use self::user::UserSymbols;
 
-pub(crate) use self::kernel::are_visible;
+pub(crate) use self::kernel::{are_visible, tracers};
 pub use self::user::{can_look, can_name_programs};
 
 /// A function in a stack, or the address where nothing is known of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Frame {
     text: Box<str>,
     /// How much of the text names the function, whichever part of it was running.
@@ -102,9 +102,29 @@ impl Symbols {
         self.kernel.resolve(stack)
     }
 
+    /// The kernel's function at an address.
+    pub fn at(&mut self, address: u64) -> Rc<Frame> {
+        self.kernel.symbol(address)
+    }
+
+    /// Has a kernel's address go by this name from now on.
+    pub fn learn(&mut self, address: u64, frame: Frame) {
+        self.kernel.learn(address, frame);
+    }
+
+    /// Has a stack of process `pid` in user space go by these names from now on.
+    pub fn learn_user(&mut self, pid: u32, stack: &[u64], frames: &[Rc<Frame>]) {
+        self.user.learn(pid, stack, frames);
+    }
+
     /// The kernel's function that an address is in, or the address where that is not known.
     pub fn function(&mut self, address: u64) -> String {
         self.kernel.function(address)
+    }
+
+    /// The same as [`Self::user`], whatever was learned of the stack before.
+    pub fn look_up_user(&mut self, pid: u32, stack: &[u64]) -> Vec<Rc<Frame>> {
+        self.user.look_up(pid, stack)
     }
 
     /// The frames of a stack of process `pid` in user space, innermost first. May take a moment.

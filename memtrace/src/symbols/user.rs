@@ -29,6 +29,9 @@ const MOST_PROCESSES: usize = 512;
 /// Most frames that are remembered, of all of them.
 const MOST_FRAMES: usize = 8192;
 
+/// Most addresses of stacks that are remembered as they were recorded.
+const MOST_LEARNED: usize = 1 << 16;
+
 /// Why functions of programs cannot be named.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Unnameable {
@@ -75,6 +78,10 @@ pub(super) struct UserSymbols {
     processes: HashMap<u32, Process>,
     /// How many frames are remembered in all.
     frames: usize,
+    /// By process and addresses, what was said to be so.
+    learned: HashMap<(u32, Vec<u64>), Vec<Rc<Frame>>>,
+    /// How many addresses these have.
+    learned_frames: usize,
     /// Room for what the helper says.
     buffer: Vec<u8>,
 }
@@ -100,6 +107,16 @@ impl UserSymbols {
     /// The frames of a stack, those that nothing is known of as addresses. It ends where it leads to what
     /// is no code: there a function has used the register of the frame pointer for something else.
     pub(super) fn resolve(&mut self, pid: u32, stack: &[u64]) -> Vec<Rc<Frame>> {
+        if !self.learned.is_empty()
+            && let Some(frames) = self.learned.get(&(pid, stack.to_vec()))
+        {
+            return frames.clone();
+        }
+        self.look_up(pid, stack)
+    }
+
+    /// The same, whatever was learned of the stack before.
+    pub(super) fn look_up(&mut self, pid: u32, stack: &[u64]) -> Vec<Rc<Frame>> {
         self.forget_if_old(pid);
         let known = self.processes.get(&pid);
         let is_known =
@@ -120,6 +137,27 @@ impl UserSymbols {
             _ => Some(Rc::new(Frame::nameless(address))),
         };
         stack.iter().enumerate().map_while(frame).collect()
+    }
+
+    /// Has a stack go by these names, whatever else is known of its addresses.
+    pub(super) fn learn(&mut self, pid: u32, stack: &[u64], frames: &[Rc<Frame>]) {
+        if stack.is_empty() {
+            return;
+        }
+        let frames = &frames[..frames.len().min(stack.len())];
+        let key = (pid, stack.to_vec());
+        if let Some(known) = self.learned.get_mut(&key) {
+            if known != frames {
+                *known = frames.to_vec();
+            }
+            return;
+        }
+        if self.learned_frames >= MOST_LEARNED {
+            self.learned.clear();
+            self.learned_frames = 0;
+        }
+        self.learned_frames += stack.len();
+        self.learned.insert(key, frames.to_vec());
     }
 
     fn forget_if_old(&mut self, pid: u32) {

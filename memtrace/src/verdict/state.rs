@@ -2,8 +2,11 @@
 //! and of the host /proc/meminfo and /proc/vmstat. Names differ between kernels; what is not there stays
 //! unknown.
 
+use serde::{Deserialize, Serialize};
+
 /// The state of a cgroup with all below it, or of the host. Sizes are in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct State {
     /// Swap that its anonymous pages could go to.
     pub swap_free: Option<u64>,

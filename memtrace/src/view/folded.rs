@@ -5,12 +5,14 @@
 //! glance, and reclaim and compaction by the same function are told apart where there are both.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::{Sink, subject_of};
 use crate::episode::Episode;
 use crate::names::Names;
 use crate::stall::{Comm, Stall};
-use crate::text::Printable;
+use crate::symbols::Frame;
+use crate::text::{Printable, is_plain};
 
 /// Which stacks to fold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,22 +80,39 @@ impl Folded {
         duration_ns: u64,
         names: &mut Names,
     ) {
+        let FoldedOptions { kernel: with_kernel, user: with_user, .. } = self.options;
+        let user = if with_user { names.symbols.user(pid, user_stack) } else { Vec::new() };
+        let kernel = if with_kernel { names.symbols.kernel(stack) } else { Vec::new() };
+        let [user, kernel] = [&user, &kernel].map(|frames| frames.iter().map(|it| it.function()));
+        self.frames(kind, comm, user, kernel, duration_ns.into());
+    }
+
+    /// Adds so much time of a stack by the names of its functions, innermost first, in user space and in the kernel.
+    pub(crate) fn frames<'a>(
+        &mut self,
+        kind: &str,
+        comm: &Comm,
+        user: impl DoubleEndedIterator<Item = &'a str>,
+        kernel: impl DoubleEndedIterator<Item = &'a str>,
+        ns: u128,
+    ) {
         self.line.clear();
-        append(&Printable(comm.as_bytes()).to_string(), &mut self.line);
+        append_name(comm, &mut self.line);
         append_frame(kind, "", &mut self.line);
-        if self.options.user {
-            for frame in names.symbols.user(pid, user_stack).iter().rev() {
-                append_frame(frame.function(), "", &mut self.line);
-            }
+        for function in user.rev() {
+            append_frame(function, "", &mut self.line);
         }
-        if self.options.kernel {
-            for frame in names.symbols.kernel(stack).iter().rev() {
-                append_frame(frame.function(), KERNEL, &mut self.line);
-            }
+        for function in kernel.rev() {
+            append_frame(function, KERNEL, &mut self.line);
         }
-        let line = String::from_utf8_lossy(&self.line);
-        let ns = u128::from(duration_ns);
-        if let Some(sum) = self.stacks.get_mut(&*line) {
+        let line = std::mem::take(&mut self.line);
+        self.line(&String::from_utf8_lossy(&line), ns);
+        self.line = line;
+    }
+
+    /// Adds so many nanoseconds to a line that is ready, as [`append_frames`] makes them.
+    pub fn line(&mut self, line: &str, ns: u128) {
+        if let Some(sum) = self.stacks.get_mut(line) {
             *sum += ns;
         } else if self.stacks.len() < self.options.max_stacks && line.len() <= self.room {
             self.room -= line.len();
@@ -101,6 +120,28 @@ impl Folded {
         } else {
             self.other_ns += ns;
         }
+    }
+
+    /// Adds those of another.
+    pub fn merge(&mut self, other: Self) {
+        for (line, ns) in other.stacks {
+            self.line(&line, ns);
+        }
+        self.other_ns += other.other_ns;
+    }
+
+    /// The stacks that were held up longest, and all others as one.
+    #[must_use]
+    pub fn longest(&self, most: usize) -> Self {
+        let mut order: Vec<_> = self.stacks.iter().collect();
+        order.sort_unstable_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+        let mut longest = Self::new(FoldedOptions { max_stacks: most, ..self.options });
+        longest.room = usize::MAX;
+        longest.other_ns = self.other_ns;
+        for (line, ns) in order {
+            longest.line(line, *ns);
+        }
+        longest
     }
 
     /// The lines in order, each with its microseconds. What rounding takes from one it adds to the
@@ -118,7 +159,7 @@ impl Folded {
     }
 
     /// Shows all of them.
-    pub(super) fn show(&self, out: &mut impl Sink) {
+    pub fn show(&self, out: &mut impl Sink) {
         for (line, us) in self.lines() {
             out.pause();
             let lines = out.lines();
@@ -134,10 +175,23 @@ fn rounded_us(ns: u128) -> u128 {
     (ns + 500) / 1000
 }
 
-fn append_frame(name: &str, suffix: &str, line: &mut Vec<u8>) {
+/// Appends the kernel's frames or a program's to a line, given innermost first. A line begins with the thread's name
+/// and the kind, by [`append_name`] and as a frame.
+pub(crate) fn append_frames(frames: &[Rc<Frame>], is_kernel: bool, line: &mut Vec<u8>) {
+    for frame in frames.iter().rev() {
+        append_frame(frame.function(), if is_kernel { KERNEL } else { "" }, line);
+    }
+}
+
+pub(crate) fn append_frame(name: &str, suffix: &str, line: &mut Vec<u8>) {
     line.push(b';');
     append(name, line);
     line.extend_from_slice(suffix.as_bytes());
+}
+
+/// Begins a line with a thread's name.
+pub(crate) fn append_name(comm: &Comm, line: &mut Vec<u8>) {
+    append(&Printable(comm.as_bytes()).to_string(), line);
 }
 
 /// Appends a name so that it is one frame and nothing else: `;` ends a frame, and the last blank of a
@@ -145,6 +199,18 @@ fn append_frame(name: &str, suffix: &str, line: &mut Vec<u8>) {
 /// cannot have.
 fn append(name: &str, line: &mut Vec<u8>) {
     let start = line.len();
+    if is_plain(name.as_bytes()) && memchr::memchr2(b';', b' ', name.as_bytes()).is_none() {
+        // As most names are.
+        line.extend_from_slice(name.as_bytes());
+    } else {
+        append_each(name, line);
+    }
+    if line.len() == start {
+        line.extend_from_slice(b"[unnamed]");
+    }
+}
+
+fn append_each(name: &str, line: &mut Vec<u8>) {
     for c in name.chars() {
         match c {
             ';' => line.push(b':'),
@@ -153,9 +219,6 @@ fn append(name: &str, line: &mut Vec<u8>) {
             c if c.is_whitespace() && !crate::text::is_hidden(c) => line.push(b'_'),
             c => Printable(c.encode_utf8(&mut [0; 4]).as_bytes()).append_to(line),
         }
-    }
-    if line.len() == start {
-        line.extend_from_slice(b"[unnamed]");
     }
 }
 
@@ -228,6 +291,19 @@ mod tests {
             [b"a", b"b", b"c", b"a", b"d"].iter().map(|name| of(*name, 1000)).collect();
         let options = FoldedOptions { max_stacks: 2, ..BOTH };
         assert_eq!(folded(options, &stalls), "a;reclaim:memcg 2\nb;reclaim:memcg 1\n[other] 2\n");
+    }
+
+    #[test]
+    fn the_longest_are_kept_and_the_rest_is_one() {
+        let (mut all, mut more) = (Folded::new(BOTH), Folded::new(BOTH));
+        for (line, us) in [("a", 5), ("b", 9), ("c", 1)] {
+            all.line(line, us * 1000);
+        }
+        more.line("b", 1000);
+        more.line("d", 2000);
+        all.merge(more);
+        let lines: Vec<_> = all.longest(2).lines().map(|(l, us)| (l.to_owned(), us)).collect();
+        assert_eq!(lines, [("a".to_owned(), 5), ("b".to_owned(), 10), (OTHER.to_owned(), 3)]);
     }
 
     #[test]

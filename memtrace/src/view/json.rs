@@ -206,7 +206,7 @@ pub(super) fn append_gfp(
     written
 }
 
-pub(super) fn line(object: &impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
+pub(crate) fn line(object: &impl Serialize, out: &mut Vec<u8>) -> io::Result<()> {
     append(object, out)?;
     out.push(b'\n');
     Ok(())
@@ -409,7 +409,7 @@ struct SummaryObject<'a> {
 }
 
 /// A string of any bytes.
-struct Text<'a>(&'a [u8]);
+pub(crate) struct Text<'a>(pub(crate) &'a [u8]);
 
 impl Serialize for Text<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -427,7 +427,7 @@ impl Serialize for CommText {
 }
 
 /// RFC 3339 in UTC, always with nine decimals.
-pub(super) struct Time(pub(super) Timestamp);
+pub(crate) struct Time(pub(crate) Timestamp);
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

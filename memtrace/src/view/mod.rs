@@ -6,22 +6,22 @@
 mod certificate;
 mod episode_json;
 pub mod flame;
-mod folded;
+pub(crate) mod folded;
 mod histogram;
-mod json;
-mod line;
+pub(crate) mod json;
+pub(crate) mod line;
 mod masks;
 mod now;
-mod parts;
+pub(crate) mod parts;
 mod rows;
 mod second;
 mod stacks;
 mod stall_rows;
 mod summary;
-mod words;
+pub(crate) mod words;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 
 use std::io;
 

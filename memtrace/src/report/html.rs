@@ -1,0 +1,94 @@
+//! A report as one page for a browser, with nothing to fetch: charts, tables and what they are of.
+//!
+//! `html/page.html` is the page, `page.css` how it looks and `page.js` what makes tables and charts of the data in it.
+//! The charts are drawn by ECharts, see memtrace/assets/README.md.
+
+mod axis;
+mod charts;
+mod data;
+mod gathered;
+mod keyed;
+mod longest;
+mod looks;
+mod stacks;
+mod stat;
+mod summary;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::io::{self, BufWriter, Write};
+use std::sync::atomic::AtomicU64;
+
+use base64::{engine::general_purpose::STANDARD, write::EncoderWriter};
+
+use self::axis::Axis;
+use self::data::Data;
+use self::gathered::{Gathered, Setting};
+use self::summary::Facts;
+use self::words::{InScript, html};
+use super::gather;
+use crate::recording::Recording;
+
+/// The page, with names in double braces for what is put in.
+const PAGE: &str = include_str!("html/page.html");
+const STYLE: &str = include_str!("html/page.css");
+const SCRIPT: &str = include_str!("html/page.js");
+/// What draws the charts, as the page inflates it. Nothing reads it but [`write`].
+pub static CHARTS: &[u8] = include_bytes!("../../assets/echarts.min.js.gz");
+
+/// Writes what the recordings come to as one page. `done` counts the blocks as they are done.
+pub fn write(recordings: &[Recording], done: &AtomicU64, out: &mut dyn Write) -> io::Result<()> {
+    let setting = Setting { axis: Axis::of(recordings), hosts: hosts(recordings) };
+    let (gathered, damaged) = gather(recordings, || Gathered::new(&setting), done);
+    let facts = Facts::of_all(&gathered, recordings, damaged);
+    let data = Data::of(gathered, &setting, recordings);
+    let (nonce, mut out) = (nonce(), BufWriter::new(out));
+    let mut rest = PAGE;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let (name, after) = after.split_once("}}").unwrap_or_default();
+        out.write_all(before.as_bytes())?;
+        match name {
+            "nonce" => out.write_all(nonce.as_bytes())?,
+            "title" => out.write_all(html(&summary::title(recordings)).as_bytes())?,
+            "style" => out.write_all(STYLE.as_bytes())?,
+            "summary" => out.write_all(summary::summary(&data, &facts).as_bytes())?,
+            "data" => serde_json::to_writer(InScript(&mut out), &data)?,
+            "charts" => {
+                let mut encoder = EncoderWriter::new(&mut out, &STANDARD);
+                encoder.write_all(CHARTS)?;
+                encoder.finish()?;
+            }
+            "script" => out.write_all(SCRIPT.as_bytes())?,
+            other => unreachable!("the page has no place for {other}"),
+        }
+        rest = after;
+    }
+    out.write_all(rest.as_bytes())?;
+    out.flush()
+}
+
+/// By recording, the number of its host as it was between two boots.
+fn hosts(recordings: &[Recording]) -> Vec<usize> {
+    let mut known: Vec<(&str, &str)> = Vec::new();
+    let mut hosts = Vec::new();
+    for recording in recordings {
+        let host = (&*recording.meta.host, &*recording.meta.boot);
+        let at = known.iter().position(|it| *it == host && !host.1.is_empty());
+        hosts.push(at.unwrap_or_else(|| {
+            known.push(host);
+            known.len() - 1
+        }));
+    }
+    hosts
+}
+
+/// What the page's own scripts go by: nobody who has chosen a name in a recording can have known it.
+fn nonce() -> String {
+    // As random as the keys of hash maps, which come from the kernel.
+    let random = || RandomState::new().build_hasher().finish();
+    let state = RandomState::new();
+    format!("{:016x}{:016x}", random(), state.hash_one(random()))
+}
