@@ -38,6 +38,9 @@ fn run() -> Result<()> {
         println!("cargo::rerun-if-changed={}", workspace.join(source).display());
     }
     println!("cargo::rerun-if-env-changed={TOOLCHAIN_VARIABLE}");
+    let layout = manifest_dir.join("offline.ld");
+    println!("cargo::rerun-if-changed={}", layout.display());
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", layout.display());
 
     let found = Found::search(&Places::new())?;
     let Some(tools) = found.tools() else {

@@ -1,13 +1,15 @@
 //! What can be typed. The man pages and the completions of shells are made from it.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, num::NonZero, path::PathBuf};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 use clap_complete::Shell;
 use memtrace::{
     histogram::By,
     kind::Kind,
+    recording::flight::LEAST_MEMORY,
     stall::{Cause, ReclaimKind},
+    trigger::Trigger,
 };
 
 /// Names the threads that this host holds up in memory management, for how long, by what and why
@@ -24,6 +26,8 @@ pub enum Command {
     Compactsnoop(Compactsnoop),
     Stalls(Stalls),
     Now(Now),
+    Record(Record),
+    Report(Report),
     /// Write the man pages into a directory
     #[command(hide = true)]
     Man {
@@ -39,6 +43,9 @@ pub enum Command {
 impl Command {
     /// What clap has no good words for.
     pub fn contradiction(&self) -> Option<&'static str> {
+        if let Self::Report(args) = self {
+            return args.contradiction();
+        }
         let common = self.common()?;
         (common.interval.is_some() && !common.histogram).then_some(
             "INTERVAL and COUNT go with --histogram; several PIDs or other values are joined by commas",
@@ -48,6 +55,7 @@ impl Command {
     pub fn is_verbose(&self) -> bool {
         match self {
             Self::Now(args) => args.verbose,
+            Self::Record(args) => args.verbose,
             _ => self.common().is_some_and(|common| common.verbose),
         }
     }
@@ -58,7 +66,11 @@ impl Command {
             Self::Drsnoop(args) => Some(&args.common),
             Self::Compactsnoop(args) => Some(&args.common),
             Self::Stalls(args) => Some(&args.common),
-            Self::Now(_) | Self::Man { .. } | Self::Completions { .. } => None,
+            Self::Now(_)
+            | Self::Record(_)
+            | Self::Report(_)
+            | Self::Man { .. }
+            | Self::Completions { .. } => None,
         }
     }
 }
@@ -255,6 +267,186 @@ Examples:
 
 Exit status: 0 whether or not a thread is stalled, 1 if that cannot be told, 2 for wrong usage.";
 
+/// Record stalls into a file, to be shown and reported on later, elsewhere
+///
+/// Every stall with all that is known of it, the names that it takes to read it on another host, and once a
+/// second the system around it: free pages and watermarks, /proc/vmstat, pressure, and the cgroups that stalled. What
+/// a crash may cost is the last second.
+///
+/// `memtrace stalls --from FILE` shows it as if it happened now; drsnoop and compactsnoop show their part.
+#[derive(Args, Debug)]
+#[command(after_help = RECORD_EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
+pub struct Record {
+    /// Where to record to: a new file, or a recording, which is replaced; with --trigger a directory
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Most bytes of the file, at least 64K: where there are more, the oldest stalls make room
+    #[arg(long, value_name = "SIZE", value_parser = file_size, default_value = "256M",
+        conflicts_with = "trigger")]
+    pub max_size: u64,
+    /// Stop after this time: 10 or 10s, 2m, 1h
+    #[arg(short, long, value_name = "DURATION", value_parser = seconds_or_with_unit)]
+    pub duration: Option<std::time::Duration>,
+
+    #[command(flatten)]
+    pub who: Who,
+    /// Only stalls at least this long: 500us, 10ms, 1s
+    #[arg(short, long, value_name = "DURATION", value_parser = with_unit, help_heading = FILTERS)]
+    pub min_latency: Option<std::time::Duration>,
+    /// Only these kinds of stalls
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        hide_possible_values = true,
+        help_heading = FILTERS,
+        help = "Only these kinds: those of `memtrace stalls`"
+    )]
+    pub kind: Vec<StallKindArg>,
+
+    /// Record the kernel stack at the end of each stall
+    #[arg(short = 'K', long, help_heading = OUTPUT)]
+    pub kernel_stack: bool,
+    /// Record the stack in user space at the end of each stall, as far as frame pointers lead
+    #[arg(long, help_heading = OUTPUT)]
+    pub user_stack: bool,
+    /// Do not record how the time is spent: costs less, and watches fewer kinds
+    #[arg(long, help_heading = OUTPUT)]
+    pub no_parts: bool,
+    /// Say nothing, unless a stall was not seen
+    #[arg(short, long, conflicts_with = "verbose", help_heading = OUTPUT)]
+    pub quiet: bool,
+    /// Say what was attached and what this kernel lacks, and show the probes' own log
+    #[arg(short, long, help_heading = OUTPUT)]
+    pub verbose: bool,
+    #[command(flatten)]
+    pub flight: FlightArgs,
+    #[command(flatten)]
+    pub limits: Limits,
+}
+
+/// The flight recorder.
+#[derive(Args, Debug)]
+pub struct FlightArgs {
+    /// Keep the last stalls in memory, and write a file of them whenever one of these holds, joined by `or`:
+    /// latency>100ms, p99(10s)>20ms, rate>1000/s, oom, psi.some.avg10>20
+    #[arg(long, value_name = "EXPR", help_heading = FLIGHT)]
+    pub trigger: Option<Trigger>,
+    /// How far back a file reaches
+    #[arg(long, value_name = "DURATION", value_parser = with_unit, default_value = "30s",
+        requires = "trigger", help_heading = FLIGHT)]
+    pub before: std::time::Duration,
+    /// How long a file goes on after the trigger
+    #[arg(long, value_name = "DURATION", value_parser = with_unit, default_value = "10s",
+        requires = "trigger", help_heading = FLIGHT)]
+    pub after: std::time::Duration,
+    /// How long no other file is begun once one is complete
+    #[arg(long, value_name = "DURATION", value_parser = with_unit, default_value = "60s",
+        requires = "trigger", help_heading = FLIGHT)]
+    pub cooldown: std::time::Duration,
+    /// How many files to keep: the oldest are removed
+    #[arg(long, value_name = "N", requires = "trigger", help_heading = FLIGHT)]
+    pub keep: Option<NonZero<u32>>,
+    /// A command of the shell to run for each file, whose name is $1 and in $MEMTRACE_FILE, and its cause in $MEMTRACE_CAUSE
+    #[arg(long, value_name = "CMD", requires = "trigger", help_heading = FLIGHT)]
+    pub exec: Option<OsString>,
+    /// Memory for the last stalls, at least 4M: where there are more, files reach less far back
+    #[arg(long, value_name = "SIZE", value_parser = memory_size, default_value = "64M",
+        requires = "trigger", help_heading = FLIGHT)]
+    pub memory: usize,
+}
+
+const RECORD_EXAMPLES: &str = "\
+Examples:
+  memtrace record -o stalls.mtr -d 60           every stall of one minute
+  memtrace record -o stalls.mtr -K -m 10ms      those of at least 10 ms, with kernel stacks
+  memtrace record -o pg.mtr -p 1234             those of process 1234, until Ctrl-C
+  memtrace stalls --from stalls.mtr -e          shows them
+  memtrace drsnoop --from stalls.mtr -H         histograms of its reclaim, by thread
+  memtrace record -o /var/lib/memtrace --trigger 'latency>100ms or oom' --keep 20
+                                                a file whenever it gets bad
+
+Exit status: 0 however the recording ends, 1 if it cannot be made or goes wrong, 2 for wrong usage.";
+
+/// Show what recordings come to: who was stalled, for how long, by what, and what the system was like
+///
+/// Reads what was recorded on this host or another, earlier or just now. The report has, for all recordings
+/// together: when, where and how long was recorded; the threads, processes, cgroups, kinds, orders and zones with
+/// the most stalled time, each with its number of stalls, percentiles and longest stall; what the time was spent on;
+/// the longest stalls with their stacks; OOM kills; the second in which most time was lost, with the state of
+/// memory then; why it was recorded; and what is not in it, as it was not watched, or lost, or the file is damaged.
+///
+/// A stall counts as what its longest round was. What is in several files of one tracing counts once. A file that
+/// is damaged in part is read as far as it goes, and standard error says what is missing.
+#[derive(Args, Debug)]
+#[command(after_help = REPORT_EXAMPLES)]
+#[command(group = ArgGroup::new("printed"))]
+#[command(group = ArgGroup::new("written").multiple(true))]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
+pub struct Report {
+    /// Recordings; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// How many threads, processes, cgroups and longest stalls to show
+    #[arg(long, value_name = "N", default_value = "10",
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub top: u32,
+    /// Compare two recordings, before and after a change: stalled time, 99th percentile and time lost a
+    /// second, for all stalls and by kind, process name and cgroup
+    #[arg(long, conflicts_with_all = ["csv", "folded", "written"])]
+    pub diff: bool,
+
+    /// Print one JSON object with all of it
+    #[arg(long, group = "printed", help_heading = OUTPUT)]
+    pub json: bool,
+    /// Print a line of values for each stall, with a header
+    #[arg(long, group = "printed", help_heading = OUTPUT)]
+    pub csv: bool,
+    /// Print how many microseconds each distinct stack was held up, as flame graph tools read it
+    #[arg(long, group = "printed", help_heading = OUTPUT)]
+    pub folded: bool,
+    /// Write a page with charts to FILE, which needs nothing else to be looked at
+    #[arg(long, value_name = "FILE.html", group = "written", help_heading = FILES)]
+    pub html: Option<PathBuf>,
+    /// Write a trace to FILE, with a track for each thread, for Perfetto's user interface
+    #[arg(long, value_name = "FILE", group = "written", help_heading = FILES)]
+    pub perfetto: Option<PathBuf>,
+    /// Write a flame graph of the stacks to FILE
+    #[arg(long, value_name = "FILE.svg", group = "written", help_heading = FILES)]
+    pub flame: Option<PathBuf>,
+    /// Write an HdrHistogram log to FILE
+    #[arg(long, value_name = "FILE.hlog", group = "written", help_heading = FILES)]
+    pub hlog: Option<PathBuf>,
+}
+
+impl Report {
+    fn contradiction(&self) -> Option<&'static str> {
+        if self.files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
+            return Some("standard input, -, can be read once only");
+        }
+        (self.diff && self.files.len() != 2)
+            .then_some("--diff compares two recordings: give the one before, and the one after")
+    }
+}
+
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  memtrace report stalls.mtr                   what was recorded, as text
+  memtrace report --top 20 a.mtr b.mtr         of two recordings together, with longer lists
+  memtrace report --html report.html *.mtr     a page with charts, and nothing on standard output
+  memtrace report --diff before.mtr after.mtr  what a change has brought
+  memtrace report --json stalls.mtr | jq .worst_second
+                                               for programs
+  memtrace report --csv stalls.mtr > stalls.csv
+                                               every stall, for spreadsheets
+  zstdcat stalls.mtr.zst | memtrace report -   from standard input
+
+Text is printed unless another output is asked for.
+
+Exit status: 0 if every file could be read, at least in part, 1 if one could not, or an output could not
+be written, 2 for wrong usage.";
+
 /// Which threads.
 #[derive(Args, Debug)]
 pub struct Who {
@@ -330,10 +522,34 @@ pub struct Common {
     /// Print no header, no first line, and no last line unless a stall was not seen
     #[arg(short, long, conflicts_with = "verbose", help_heading = OUTPUT)]
     pub quiet: bool,
+    /// Record to FILE what is shown, to be shown again with --from, or reported on
+    #[arg(long, value_name = "FILE", help_heading = RECORDINGS)]
+    pub record: Option<PathBuf>,
+    /// Most bytes of the recording, at least 64K: where there are more, the oldest stalls make room
+    #[arg(long, value_name = "SIZE", value_parser = file_size, default_value = "256M",
+        requires = "record", help_heading = RECORDINGS)]
+    pub max_size: u64,
+    /// Show the stalls of a recording instead of this host's; - is standard input. All options work as they do live
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "max_size"], help_heading = RECORDINGS)]
+    pub from: Option<PathBuf>,
     /// Say what was attached and what this kernel lacks, and show the probes' own log
     #[arg(short, long, help_heading = OUTPUT)]
     pub verbose: bool,
 
+    #[command(flatten)]
+    pub limits: Limits,
+
+    /// Seconds between histograms; needs --histogram
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub interval: Option<u32>,
+    /// How many times to print histograms
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub count: Option<u32>,
+}
+
+/// What there is room for.
+#[derive(Args, Debug)]
+pub struct Limits {
     /// Size of the buffer between kernel and memtrace: 64K, 4M, up to 1G; rounded up to a power of
     /// two. Stalls for which it has no room are counted as lost
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "4M",
@@ -344,18 +560,14 @@ pub struct Common {
     #[arg(long, value_name = "N", default_value = "16384",
         value_parser = clap::value_parser!(u32).range(1..=1_048_576), help_heading = LIMITS)]
     pub max_stalled: u32,
-
-    /// Seconds between histograms; needs --histogram
-    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
-    pub interval: Option<u32>,
-    /// How many times to print histograms
-    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
-    pub count: Option<u32>,
 }
 
 const FILTERS: &str = "Filters";
 const OUTPUT: &str = "Output";
+const FILES: &str = "Output to files, which are there as a whole or not at all";
 const LIMITS: &str = "Limits";
+const RECORDINGS: &str = "Recordings";
+const FLIGHT: &str = "Flight recorder";
 
 /// A kind of reclaim as an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -475,6 +687,26 @@ fn size(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Reads the memory of the flight recorder likewise.
+fn memory_size(text: &str) -> Result<usize, String> {
+    let bytes = parse_size::Config::new().with_binary().parse_size(text);
+    let bytes =
+        bytes.map_err(|error| format!("{error}; give a number of bytes, or such as 64M"))?;
+    match usize::try_from(bytes) {
+        Ok(bytes) if (LEAST_MEMORY..=1 << 36).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("it takes {}M to 64G", LEAST_MEMORY >> 20)),
+    }
+}
+
+/// Reads the greatest size of a recording likewise.
+fn file_size(text: &str) -> Result<u64, String> {
+    let bytes = parse_size::Config::new().with_binary().parse_size(text);
+    match bytes.map_err(|error| format!("{error}; give a number of bytes, or such as 64M or 2G"))? {
+        bytes @ 65_536.. => Ok(bytes),
+        _ => Err("a recording has at least 64K".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -486,6 +718,20 @@ mod tests {
     #[test]
     fn clap_finds_no_contradiction() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_unit_of_systemd_runs_what_there_is() {
+        let unit = include_str!("../../../../contrib/memtrace-record.service");
+        let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart="));
+        let (before, rest) = start.and_then(|line| line.split_once('\'')).expect("a trigger");
+        let (trigger, after) = rest.split_once('\'').expect("its end");
+        let args = before.split_whitespace().chain([trigger]).chain(after.split_whitespace());
+        let cli = Cli::try_parse_from(args).expect("all of them are known");
+        let Command::Record(record) = cli.command else { panic!("it records") };
+        assert!(record.flight.trigger.is_some_and(|trigger| trigger.needs_psi()));
+        assert_eq!(record.output, PathBuf::from("/var/lib/memtrace"));
+        assert!(unit.lines().any(|line| line == "StateDirectory=memtrace"));
     }
 
     #[test]

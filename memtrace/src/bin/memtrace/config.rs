@@ -1,6 +1,11 @@
 //! What the command line means, checked: nothing behind this sees what was typed.
 
-use std::{mem, path::PathBuf, time::Duration};
+use std::{
+    mem,
+    os::unix::ffi::OsStringExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use jiff::tz::TimeZone;
@@ -11,11 +16,13 @@ use memtrace::{
     kind::Kind,
     live::{self, Request, Subject},
     stall::{Cause, ReclaimKind},
+    trigger::Trigger,
     view::{self, FoldedOptions, Format, HistogramOptions, ViewOptions},
 };
 
 use crate::{
-    cli::{Common, Compactsnoop, Drsnoop, Stalls, Who},
+    cli::{Common, Compactsnoop, Drsnoop, Record, StallKindArg, Stalls, Who},
+    flight,
     output::say,
 };
 
@@ -37,6 +44,105 @@ pub struct Config {
     pub verbosity: Verbosity,
     /// How rounds make episodes, where they do.
     pub episodes: Option<EpisodeOptions>,
+    /// A recording to make beside the view, and its greatest size in bytes.
+    pub record: Option<(PathBuf, u64)>,
+    /// The recording to show, instead of what happens now.
+    pub source: Option<Source>,
+}
+
+/// A recording, and what only its reader can tell of its stalls.
+#[derive(Debug)]
+pub struct Source {
+    pub path: PathBuf,
+    /// Only threads in the cgroup at this path of the hierarchy, or below it.
+    pub cgroup: Option<Vec<u8>>,
+}
+
+/// One recording without a view.
+#[derive(Debug)]
+pub struct RecordConfig {
+    pub request: Request,
+    /// What is recorded, in the words of the first line.
+    pub what: String,
+    /// Whether rounds come in scopes.
+    pub scopes: bool,
+    /// Shortest stall to record, in nanoseconds.
+    pub min_ns: u64,
+    pub output: PathBuf,
+    /// Most bytes of the file.
+    pub max_size: u64,
+    /// When to write a file, in place of one that all goes to.
+    pub flight: Option<FlightConfig>,
+    /// Stop after this time.
+    pub duration: Option<Duration>,
+    pub verbosity: Verbosity,
+}
+
+/// What a flight recorder does.
+#[derive(Debug)]
+pub struct FlightConfig {
+    pub trigger: Trigger,
+    pub files: flight::Options,
+    /// How far back a file reaches.
+    pub before: Duration,
+    /// Bytes for that.
+    pub memory: usize,
+}
+
+impl RecordConfig {
+    /// What `memtrace record` was asked to do.
+    pub fn new(args: &Record) -> Result<Self> {
+        let (kinds, what) = stall_kinds(&args.kind);
+        let parts = !args.no_parts;
+        let request = Request {
+            subject: Subject::Stalls(live::Stalls { kinds, parts }),
+            filter: make_filter(&args.who)?,
+            extended: true,
+            cgroups: true,
+            uids: true,
+            stacks: args.kernel_stack,
+            user_stacks: args.user_stack,
+            tell_apart: None,
+            buffer_size: args.limits.buffer_size,
+            max_stalled: args.limits.max_stalled,
+            log: args.verbose,
+        };
+        Ok(Self {
+            request,
+            what,
+            scopes: parts,
+            min_ns: args.min_latency.map_or(0, nanoseconds),
+            output: args.output.clone(),
+            max_size: args.max_size,
+            flight: args.flight.trigger.as_ref().map(|trigger| FlightConfig {
+                trigger: trigger.clone(),
+                files: flight::Options {
+                    directory: args.output.clone(),
+                    trigger: trigger.to_string(),
+                    after: args.flight.after,
+                    cooldown: args.flight.cooldown,
+                    keep: args.flight.keep,
+                    exec: args.flight.exec.clone(),
+                },
+                before: args.flight.before,
+                memory: args.flight.memory,
+            }),
+            duration: args.duration,
+            verbosity: Verbosity::new(args.quiet, args.verbose),
+        })
+    }
+}
+
+/// The kinds of stalls that were chosen, and what to call them.
+fn stall_kinds(chosen: &[StallKindArg]) -> (Vec<Kind>, String) {
+    let kinds = or_all(chosen, |kind| kind.0, &Kind::ALL);
+    let what = if kinds.len() == Kind::ALL.len() {
+        "stalls of all kinds".to_owned()
+    } else {
+        let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+        format!("stalls of kind {}", listing(&names))
+    };
+    (kinds, what)
 }
 
 /// How rounds make episodes, and which of those to show.
@@ -71,6 +177,11 @@ impl Verbosity {
 }
 
 impl Config {
+    /// Time between histograms in nanoseconds; 0 where they are shown once, at the end.
+    pub fn interval_ns(&self) -> u64 {
+        self.interval.map_or(0, nanoseconds)
+    }
+
     /// What `memtrace drsnoop` was asked to do.
     pub fn drsnoop(args: &Drsnoop) -> Result<Self> {
         let kinds = or_all(&args.kind, |kind| kind.0, &ReclaimKind::ALL);
@@ -93,13 +204,7 @@ impl Config {
 
     /// What `memtrace stalls` was asked to do.
     pub fn stalls(args: &Stalls) -> Result<Self> {
-        let kinds = or_all(&args.kind, |kind| kind.0, &Kind::ALL);
-        let what = if kinds.len() == Kind::ALL.len() {
-            "stalls of all kinds".to_owned()
-        } else {
-            let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
-            format!("stalls of kind {}", listing(&names))
-        };
+        let (kinds, what) = stall_kinds(&args.kind);
         let parts = !args.no_parts;
         let subject = Subject::Stalls(live::Stalls { kinds: kinds.clone(), parts });
         let mut config = Self::new(&args.common, subject, what)?;
@@ -114,14 +219,22 @@ impl Config {
 
     fn new(args: &Common, subject: Subject, what: String) -> Result<Self> {
         let min_ns = args.min_latency.map_or(0, nanoseconds);
-        let filter = Filter { min_ns, ..make_filter(&args.who)? };
+        let source = args.from.as_ref().map(|path| Source {
+            path: path.clone(),
+            cgroup: args.who.cgroup.as_deref().map(hierarchy_path),
+        });
+        let filter =
+            if source.is_some() { filter_of_recording(&args.who) } else { make_filter(&args.who) };
+        let filter = Filter { min_ns, ..filter? };
         let verbosity = Verbosity::new(args.quiet, args.verbose);
         let histogram = args
             .histogram
             .then_some(HistogramOptions { by: args.by.0, max_keys: args.max_keys as usize });
         let is_stalls = matches!(subject, Subject::Stalls(_));
-        let extended = is_stalls || histogram.is_none() && (args.extended || args.json);
-        let tell_apart = histogram.map(|histogram| histogram.by);
+        // Who reads a recording later may want all of it.
+        let records = args.record.is_some();
+        let extended = is_stalls || records || histogram.is_none() && (args.extended || args.json);
+        let tell_apart = histogram.map(|histogram| histogram.by).filter(|_| !records);
         // Of what else was asked for nothing would be seen.
         let folds = args.folded || args.flame.is_some();
         let kernel_stacks = args.kernel_stack || folds && !args.user_stack;
@@ -153,12 +266,12 @@ impl Config {
             filter,
             extended,
             cgroups: extended || tell_apart == Some(By::Cgroup),
-            uids: args.print_uid || args.json || tell_apart == Some(By::Uid),
+            uids: records || args.print_uid || args.json || tell_apart == Some(By::Uid),
             stacks: kernel_stacks,
             user_stacks: args.user_stack,
             tell_apart,
-            buffer_size: args.buffer_size,
-            max_stalled: args.max_stalled,
+            buffer_size: args.limits.buffer_size,
+            max_stalled: args.limits.max_stalled,
             log: args.verbose,
         };
         Ok(Self {
@@ -171,6 +284,8 @@ impl Config {
             count: args.count,
             verbosity,
             episodes: None,
+            record: args.record.clone().map(|path| (path, args.max_size)),
+            source,
         })
     }
 }
@@ -193,6 +308,28 @@ pub fn make_filter(args: &Who) -> Result<Filter> {
         cgroup: cgroup.context("cannot filter by --cgroup")?,
         min_ns: 0,
     })
+}
+
+/// The same of a recording, whose threads and cgroups may be those of another host and time.
+fn filter_of_recording(args: &Who) -> Result<Filter> {
+    let uid = args.uid.as_deref().map(filter::find_user).transpose();
+    let comm = args.comm.as_deref().map(CommText::new).transpose();
+    Ok(Filter {
+        processes: args.pid.clone(),
+        threads: args.tid.clone(),
+        uid: uid.context("cannot filter by --uid")?,
+        comm: comm.context("cannot filter by --comm")?,
+        cgroup: None,
+        min_ns: 0,
+    })
+}
+
+/// A cgroup's path in its hierarchy, given as that or as the directory that it usually is.
+fn hierarchy_path(path: &Path) -> Vec<u8> {
+    const MOUNTS: [&str; 3] = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+    let below = MOUNTS.iter().find_map(|mount| path.strip_prefix(mount).ok());
+    let path = Path::new("/").join(below.unwrap_or(path));
+    path.into_os_string().into_vec()
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -1,8 +1,9 @@
 //! Which episodes are shown, and what is said of them at the end.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use memtrace::{
+    cgroup::Cgroups,
     coverage::Coverage,
     episode::{Episode, Episodes},
     filter::Filter,
@@ -10,8 +11,7 @@ use memtrace::{
     live::Request,
     names::Names,
     scope::Oom,
-    stall::Comm,
-    verdict::{self, Verdict, Verdicts},
+    verdict::{self, State, States, Verdict, Verdicts},
     view::{Certificate, Judged, Summary, View},
 };
 
@@ -35,14 +35,52 @@ pub struct Shown {
     longest: BTreeMap<u32, u64>,
     /// Whether some of these processes' stalls are left out.
     has_more_filters: bool,
+    pub states: StateSource,
+}
+
+/// Where the states of what is reclaimed from come from.
+#[derive(Debug)]
+pub enum StateSource {
+    /// The running kernel.
+    Live,
+    /// The same, and what it said is kept for a recording.
+    Kept(Vec<(u64, Option<State>)>),
+    /// A recording: what it said last.
+    Recorded(BTreeMap<u64, Option<State>>),
+}
+
+/// The same with what it takes to ask.
+struct Asked<'a> {
+    source: &'a mut StateSource,
+    cgroups: &'a mut Cgroups,
+}
+
+impl States for Asked<'_> {
+    fn read(&mut self, cgroup: u64) -> Option<State> {
+        let mut live = || verdict::live::Live { cgroups: self.cgroups }.read(cgroup);
+        match self.source {
+            StateSource::Live => live(),
+            StateSource::Kept(said) => {
+                let state = live();
+                said.push((cgroup, state));
+                state
+            }
+            StateSource::Recorded(said) => said.get(&cgroup).copied().flatten(),
+        }
+    }
 }
 
 impl Shown {
-    pub fn new(options: &EpisodeOptions, request: &Request) -> Self {
-        let EpisodeOptions { kinds, gap_ns, min_ns, scopes } = options;
+    pub fn new(
+        options: &EpisodeOptions,
+        request: &Request,
+        scopes: bool,
+        states: StateSource,
+    ) -> Self {
+        let EpisodeOptions { kinds, gap_ns, min_ns, .. } = options;
         let Filter { processes, threads, uid, comm, cgroup, .. } = &request.filter;
         Self {
-            episodes: Episodes::new(*gap_ns, *scopes),
+            episodes: Episodes::new(*gap_ns, scopes),
             kinds: kinds.clone(),
             min_ns: *min_ns,
             verdicts: Verdicts::new(),
@@ -53,7 +91,15 @@ impl Shown {
                 || uid.is_some()
                 || comm.is_some()
                 || cgroup.is_some(),
+            states,
         }
+    }
+
+    /// Whether anything is going to come of time alone.
+    pub fn waits(&self, now_ns: u64) -> bool {
+        !self.episodes.is_idle()
+            || !self.said.is_empty()
+            || self.verdicts.targets(now_ns).next().is_some()
     }
 
     /// Shows the episodes that have ended; how many they were.
@@ -91,7 +137,7 @@ impl Shown {
 
     fn judge(&mut self, episode: &mut Episode, names: &mut Names) {
         let Some(target) = episode.target() else { return };
-        let mut states = verdict::live::Live { cgroups: &mut names.cgroups };
+        let mut states = Asked { source: &mut self.states, cgroups: &mut names.cgroups };
         episode.target_verdict = self.verdicts.judge(target, episode.end_ns, &mut states);
         episode.verdict = self.verdicts.judge_one(target, &episode.evidence(), &mut states);
     }
@@ -112,7 +158,7 @@ impl Shown {
         // Of those without a stall in the window nothing is known any more.
         self.said.retain(|target, _| targets.contains(target));
         for target in targets {
-            let mut states = verdict::live::Live { cgroups: &mut names.cgroups };
+            let mut states = Asked { source: &mut self.states, cgroups: &mut names.cgroups };
             let verdict = self.verdicts.judge(target, now_ns, &mut states);
             let before = match verdict {
                 Some(verdict) => self.said.insert(target, verdict),
@@ -126,13 +172,11 @@ impl Shown {
     }
 
     /// Shows an OOM kill; 1 if it is one of those wanted.
-    pub fn oom(&self, mut oom: Oom, view: &mut View, names: &mut Names, out: &mut Vec<u8>) -> u64 {
+    pub fn oom(&self, oom: &Oom, view: &mut View, names: &mut Names, out: &mut Vec<u8>) -> u64 {
         if !self.kinds.contains(&Kind::Oom) {
             return 0;
         }
-        // Before 6.8 the kernel tells the number only; the victim is still there, unless it is soon gone.
-        oom.victim_comm = oom.victim_comm.or_else(|| comm_of(oom.victim_pid));
-        view.oom(&oom, names, out);
+        view.oom(oom, names, out);
         1
     }
 
@@ -142,11 +186,12 @@ impl Shown {
         coverage: &Coverage,
         summary: &Summary,
         given_up: u64,
+        has_ended: impl Fn(u32) -> bool,
     ) -> Vec<Certificate> {
         let certificate = |(pid, longest_ns): (&u32, &u64)| Certificate {
             longest_ns: *longest_ns,
             filtered: self.has_more_filters,
-            has_ended: !Path::new("/proc").join(pid.to_string()).exists(),
+            has_ended: has_ended(*pid),
             ..Certificate::of(*pid, coverage, summary, given_up)
         };
         self.longest.iter().map(certificate).collect()
@@ -169,13 +214,4 @@ pub fn say_coverage(coverage: &Coverage) {
     let missing = reasons.iter().map(|(why, kinds)| format!("not {} ({why})", kinds.join(", ")));
     let told: Vec<_> = told.into_iter().chain(missing).collect();
     say(format_args!("memtrace: {}", told.join("; ")));
-}
-
-/// The name of a process that runs.
-fn comm_of(pid: u32) -> Option<Comm> {
-    let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
-    let name = name.strip_suffix(b"\n").unwrap_or(&name);
-    let mut comm = [0; Comm::LEN];
-    comm.get_mut(..name.len())?.copy_from_slice(name);
-    Some(Comm::new(comm))
 }

@@ -1,19 +1,26 @@
 //! The command line of memtrace.
 //!
 //! `cli` is what can be typed, `config` what it means, `trace` and `now` do it, with a `helper` for the
-//! names in stacks and a file for `flame` graphs; `limits`, `protect` and `privileges` see to it that memtrace
+//! names in stacks and a file for `flame` graphs; `report` reads what was recorded; `limits`, `protect` and `privileges` see to it that memtrace
 //! can run, keeps running, and harms no one.
 
 mod cli;
 mod config;
 mod episodes;
+mod file;
 mod flame;
+mod flight;
 mod helper;
 mod limits;
 mod now;
 mod output;
 mod privileges;
 mod protect;
+mod record;
+mod replay;
+mod report;
+mod show;
+mod tape;
 mod trace;
 
 use std::{fs, process::ExitCode};
@@ -21,7 +28,7 @@ use std::{fs, process::ExitCode};
 use anyhow::{Context as _, Error, Result};
 use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
 use cli::{Cli, Command};
-use config::Config;
+use config::{Config, RecordConfig};
 use memtrace::live::LiveError;
 use output::{Output, say};
 
@@ -59,6 +66,8 @@ fn run(command: Command) -> Result<()> {
         Command::Compactsnoop(args) => trace::run(&Config::compactsnoop(&args)?),
         Command::Stalls(args) => trace::run(&Config::stalls(&args)?),
         Command::Now(args) => now::run(&args),
+        Command::Record(args) => record::run(&RecordConfig::new(&args)?),
+        Command::Report(args) => report::run(&args),
         Command::Man { directory } => fs::create_dir_all(&directory)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), &directory))
             .with_context(|| format!("cannot write man pages into `{}`", directory.display())),

@@ -94,7 +94,7 @@ impl Run {
         }
         let threads = Threads::load(&filter, args.kernel_stack, &kernel, &types)?;
         drop(kernel);
-        protect::reserve(0);
+        protect::reserve(0, false);
         let options = NowOptions {
             format: if args.json { Format::Json } else { Format::Text },
             since: args.watch,

@@ -38,6 +38,9 @@ const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// How long a reader may take to read on while much is put out at once.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
+/// How long to wait before looking again, where nothing else is to be done.
+const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 /// Standard output: written in whole lines, as soon as nothing more is waiting.
 #[derive(Debug)]
 pub struct Output {
@@ -81,6 +84,23 @@ impl Output {
     /// Whether more lines may be added.
     pub fn has_room(&self) -> bool {
         self.lines.len() < MOST_WAITING
+    }
+
+    /// Writes what waits once that is much, and waits for the reader to take it.
+    pub fn deliver(&mut self) -> Result<Reader> {
+        if self.has_room() { Ok(Reader::Ready) } else { self.deliver_all() }
+    }
+
+    /// Writes all that waits, and waits for the reader to take it.
+    pub fn deliver_all(&mut self) -> Result<Reader> {
+        loop {
+            match self.flush()? {
+                Reader::Busy => {
+                    let _ready: Reader = reader(PollFlags::OUT, PATIENCE);
+                }
+                done => return Ok(done),
+            }
+        }
     }
 
     /// Writes what waits, as far as the reader takes it.

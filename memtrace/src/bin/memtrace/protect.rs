@@ -8,7 +8,7 @@
 
 use std::{fmt, fs, hint::black_box, io, ops::Range};
 
-use memtrace::live;
+use memtrace::{live, report::html};
 use rustix::{
     mm::{MlockFlags, mlock, mlock_with},
     param::page_size,
@@ -21,6 +21,9 @@ const HEAP: usize = 128 << 10;
 const HEAP_PER_KEY: usize = 1024;
 /// Most heap to have in advance for keys; more of them, or longer ones, may have to wait for memory.
 const MOST_HEAP_FOR_KEYS: usize = 2 << 20;
+/// Heap to have in advance for a recording: a block in the making, as it is laid out, and compressed, and a look at
+/// the system.
+const HEAP_FOR_RECORDING: usize = 7 << 20;
 /// From so many bytes on a part of memory is a large one.
 #[cfg(target_env = "gnu")]
 const LARGE: libc::c_int = 64 << 10;
@@ -52,10 +55,11 @@ pub fn map_large_parts() {
 pub fn map_large_parts() {}
 
 /// Gives memory back that only starting took, and does not give back any more from now on: it would
-/// have to be asked for again. Makes room for the histograms of `keys` keys.
-pub fn reserve(keys: usize) {
+/// have to be asked for again. Makes room for the histograms of `keys` keys, and for a recording where one is made.
+pub fn reserve(keys: usize, records: bool) {
     keep_heap();
-    let heap = HEAP + (keys * HEAP_PER_KEY).min(MOST_HEAP_FOR_KEYS);
+    let for_recording = if records { HEAP_FOR_RECORDING } else { 0 };
+    let heap = HEAP + (keys * HEAP_PER_KEY).min(MOST_HEAP_FOR_KEYS) + for_recording;
     drop(black_box(vec![1_u8; heap]));
     touch_stack();
 }
@@ -82,14 +86,66 @@ fn touch_stack() {
     black_box([1_u8; STACK]);
 }
 
+/// Code that only starting runs, and commands that do not trace.
+mod offline {
+    use std::{ops::Range, ptr};
+
+    use rustix::{
+        mm::{Advice, madvise},
+        param::page_size,
+    };
+
+    // The tests are linked without the layout of offline.ld.
+    #[cfg(not(test))]
+    fn range() -> Range<usize> {
+        unsafe extern "C" {
+            #[link_name = "memtrace_offline_begin"]
+            static BEGIN: u8;
+            #[link_name = "memtrace_offline_end"]
+            static END: u8;
+        }
+        // Of both only the addresses are taken.
+        (&raw const BEGIN).addr()..(&raw const END).addr()
+    }
+
+    #[cfg(test)]
+    fn range() -> Range<usize> {
+        0..0
+    }
+
+    /// Its whole pages.
+    pub fn code() -> Range<usize> {
+        let Range { start, end } = range();
+        let start = start.next_multiple_of(page_size());
+        start..(end & !(page_size() - 1)).max(start)
+    }
+
+    /// Gives the memory back that it has taken so far. Whatever is run of it later is read again.
+    pub fn give_back() {
+        let Range { start, end } = code();
+        if start < end {
+            let begin = ptr::without_provenance_mut(start);
+            // SAFETY: these are pages of code that are the same in the file, where they are taken from when they
+            // are needed.
+            let _given_back = unsafe { madvise(begin, end - start, Advice::LinuxDontNeed) };
+        }
+    }
+}
+
+/// Gives back what only the command line has taken, before the kernel's own tables take more.
+pub fn give_back() {
+    offline::give_back();
+}
+
 /// Protects memtrace as far as the kernel lets it.
 pub fn protect() -> Protection {
+    offline::give_back();
     let mut protection =
         Protection { locked: 0, unlocked: 0, refusal: None, oom_score_adj: lower_oom_score() };
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mut mappings: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
-    for object in live::OBJECTS {
-        let pages = whole_pages(object);
+    let constants = live::OBJECTS.into_iter().chain([html::CHARTS]);
+    for pages in constants.map(whole_pages).chain([offline::code()]) {
         mappings = mappings.into_iter().flat_map(|mapping| mapping.without(&pages)).collect();
     }
     // The code first, as long as there is a limit.
@@ -148,8 +204,8 @@ impl Mapping {
         Some(Self { range: address(from)?..address(to)?, is_code, is_whole })
     }
 
-    /// What lies around `part`, which nothing is going to read. These are memtrace's constants: any of them may
-    /// be needed.
+    /// What lies around `part`, which nothing is going to read or run. These are memtrace's constants and its code: any of
+    /// the rest may be needed.
     fn without(self, part: &Range<usize>) -> Vec<Self> {
         if part.start < self.range.start || part.end > self.range.end {
             return vec![self];

@@ -1,12 +1,14 @@
 //! One run: from attaching the probes to the summary.
 
 use std::{
+    cell::RefCell,
     future::pending,
     os::fd::OwnedFd,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 use memtrace::{
     clock::{WallClock, monotonic_ns},
@@ -14,8 +16,12 @@ use memtrace::{
     kernel::{Kernel, preflight::Facts},
     live::{self, Event, Live},
     names::Names,
+    recording::{
+        self, Note, Recorder, Settled,
+        meta::{since_1970_ns, timestamp},
+    },
     symbols,
-    view::{Folded, Summary, View},
+    view::Summary,
 };
 use rustix::thread::CapabilitySet;
 use tokio::{
@@ -27,12 +33,13 @@ use tokio::{
 
 use crate::{
     config::{Config, Verbosity},
-    episodes::{Shown, say_coverage},
-    flame::FlameFile,
+    episodes::{Shown, StateSource},
     helper::Helper,
     limits,
     output::{self, Output, Reader, say},
-    privileges, protect,
+    privileges, protect, replay,
+    show::{Ended, Flame, Show},
+    tape::{self, Tape, TapeFile},
 };
 
 /// How often to look at the ring buffer although the probes have not called. They call only when a
@@ -55,6 +62,9 @@ const TAKE_CGROUPS_EVERY: Duration = Duration::from_millis(200);
 
 /// Traces as `config` says.
 pub fn run(config: &Config) -> Result<()> {
+    if let Some(source) = &config.source {
+        return replay::run(config, source);
+    }
     limits::check()?;
     if config.verbosity == Verbosity::Verbose {
         env_logger::Builder::new()
@@ -73,7 +83,7 @@ pub fn run(config: &Config) -> Result<()> {
     let traced = runtime.block_on(async {
         // Before the probes are attached, which takes a while.
         let mut stop = Stop::listen()?;
-        Run::start(config, socket)?.trace(&mut stop).await
+        Box::pin(Run::start(config, socket)?.trace(&mut stop)).await
     });
     if let Some(helper) = helper {
         helper.end();
@@ -132,21 +142,14 @@ fn is_ignored(signal: libc::c_int) -> bool {
 struct Run<'a> {
     config: &'a Config,
     live: Live,
-    names: Names,
-    view: View,
-    flame: Option<Flame>,
-    output: Output,
-    /// Where rounds make episodes.
-    episodes: Option<Shown>,
-    stalls: u64,
+    show: Show<'a>,
+    tape: Option<Tape<TapeFile>>,
+    /// Why there is no recording any more.
+    torn: Option<anyhow::Error>,
+    /// When it is taken to be whenever something is done.
+    now_ns: u64,
+    began: Timestamp,
     started: Instant,
-}
-
-/// A flame graph in the making.
-struct Flame {
-    file: FlameFile,
-    /// Nothing where the view has the same.
-    folded: Option<Folded>,
 }
 
 /// Whether the ring buffer has more.
@@ -170,12 +173,8 @@ enum End {
 impl<'a> Run<'a> {
     fn start(config: &'a Config, helper: Option<OwnedFd>) -> Result<Self> {
         Facts::gather().check()?;
-        let flame = config.flame.as_ref().map(|(path, options)| {
-            let file = FlameFile::prepare(path, format!("Time held up in {}", config.what))?;
-            let folded = config.view.folded.is_none().then(|| Folded::new(*options));
-            anyhow::Ok(Flame { file, folded })
-        });
-        let flame = flame.transpose()?;
+        let flame = Flame::prepare(config)?;
+        protect::give_back();
         let kernel = Kernel::running(&live::tracepoints())?;
         let mut names = live::names(&kernel);
         if let Some(helper) = helper {
@@ -186,23 +185,30 @@ impl<'a> Run<'a> {
             // Takes long, some memory, and privileges.
             names.symbols.read();
         }
+        let records = config.record.is_some();
+        let states = if records { StateSource::Kept(Vec::new()) } else { StateSource::Live };
         let live = Live::start(&config.request, &kernel)?;
         let started = Instant::now();
         drop(kernel);
+        let (began, now_ns) = (Timestamp::now(), monotonic_ns());
+        let file = config.record.as_ref().map(|(path, most)| {
+            let mut meta = tape::describe(&config.request, &config.what, &live, &names);
+            meta.began_ns = since_1970_ns(began);
+            meta.interval_ns = config.interval_ns();
+            anyhow::Ok((TapeFile::create(path, &meta, *most)?, meta.scopes))
+        });
+        let file = file.transpose()?;
+        // As it is going to be read.
+        let began = if records { timestamp(since_1970_ns(began)) } else { began };
         let keys = config.view.histogram.map(|histogram| histogram.max_keys);
         let stacks = config.flame.as_ref().map(|(_, folded)| *folded).or(config.view.folded);
-        protect::reserve(keys.or(stacks.map(|folded| folded.max_stacks)).unwrap_or_default());
-        let run = Self {
-            config,
-            live,
-            names,
-            view: View::new(config.view.clone()),
-            flame,
-            output: Output::new(),
-            episodes: config.episodes.as_ref().map(|options| Shown::new(options, &config.request)),
-            stalls: 0,
-            started,
-        };
+        let keys = keys.or(stacks.map(|folded| folded.max_stacks)).unwrap_or_default();
+        protect::reserve(keys, records);
+        // Of what was reserved.
+        let tape = file
+            .map(|(file, scopes)| Tape::new(file, Recorder::new(&names, scopes, 0, now_ns), false));
+        let show = Show::new(config, names, flame, tells_functions, states);
+        let run = Self { config, live, show, tape, torn: None, now_ns, began, started };
         let protection = protect::protect();
         run.give_up_privileges()?;
         if config.verbosity == Verbosity::Verbose {
@@ -217,8 +223,8 @@ impl<'a> Run<'a> {
             // Finds cgroups by their ids.
             kept |= CapabilitySet::DAC_READ_SEARCH;
         }
-        if let Some(flame) = &self.flame {
-            kept |= flame.file.needs();
+        if let Some(flame) = self.show.flame_file() {
+            kept |= flame.needs();
         }
         let works = || self.live.losses().is_ok() && self.live.unfinished().is_ok();
         privileges::give_up(kept, works).context("cannot give up privileges")
@@ -254,14 +260,14 @@ impl<'a> Run<'a> {
         tokio::pin!(deadline);
 
         self.introduce();
-        self.view.begin(Timestamp::now(), &mut self.output.lines);
-        let mut reader = self.output.flush()?;
+        self.show.begin(self.began);
+        let mut reader = self.show.output.flush()?;
         let mut waiting = Ring::Dry;
         let end = loop {
             if reader == Reader::Gone {
                 break End::ReaderGone;
             }
-            let can_show = waiting == Ring::More && self.output.has_room();
+            let can_show = waiting == Ring::More && self.show.output.has_room();
             tokio::select! {
                 biased;
                 () = stop.wait() => break End::Signal,
@@ -276,16 +282,17 @@ impl<'a> Run<'a> {
                     }
                     self.show_all()?;
                     self.take_tallies()?;
-                    self.view.interval(&mut self.names, Timestamp::now(), &mut self.output);
-                    reader = self.output.flush()?;
+                    self.end_interval();
+                    reader = self.show.output.flush()?;
                     continue;
                 }
                 _ = look.tick() => {
                     self.live.flush_log();
                     if clocks.elapsed() >= COMPARE_CLOCKS_EVERY {
                         clocks = Instant::now();
-                        self.names.clock = WallClock::now();
+                        self.set_clock();
                     }
+                    self.tick_tape()?;
                     if taken.elapsed() >= take_every {
                         taken = Instant::now();
                         self.take_tallies()?;
@@ -299,8 +306,8 @@ impl<'a> Run<'a> {
                 () = yield_now(), if can_show => {}
             }
             waiting = self.show(BATCH)?;
-            if waiting == Ring::Dry || !self.output.has_room() {
-                reader = self.output.flush()?;
+            if waiting == Ring::Dry || !self.show.output.has_room() {
+                reader = self.show.output.flush()?;
             }
         };
         self.end(end, stop).await
@@ -308,19 +315,17 @@ impl<'a> Run<'a> {
 
     /// Takes what the probes have counted.
     fn take_tallies(&mut self) -> Result<()> {
-        let Self { live, view, names, stalls, .. } = self;
-        live.take_tallies(|tallied| {
-            *stalls += tallied.tally.count;
-            view.tallied(&tallied, names);
-        })
-        .context("cannot take what the probes have counted")
+        let Self { live, show, .. } = self;
+        live.take_tallies(|tallied| show.tallied(&tallied))
+            .context("cannot take what the probes have counted")
     }
 
     /// Shows up to `limit` of the stalls that wait, as far as there is room.
     fn show(&mut self, limit: usize) -> Result<Ring> {
         let mut dry_ns = None;
         for _ in 0..limit {
-            if !self.output.has_room() && self.output.flush()? != Reader::Ready {
+            let output = &mut self.show.output;
+            if !output.has_room() && output.flush()? != Reader::Ready {
                 return Ok(Ring::More);
             }
             match (self.live.next_event()?, dry_ns) {
@@ -332,6 +337,7 @@ impl<'a> Run<'a> {
                 // system call in a static program.
                 (None, None) => dry_ns = Some(monotonic_ns()),
                 (None, Some(now_ns)) => {
+                    self.now_ns = now_ns;
                     self.expire(now_ns);
                     return Ok(Ring::Dry);
                 }
@@ -340,49 +346,74 @@ impl<'a> Run<'a> {
         Ok(Ring::More)
     }
 
-    fn take(&mut self, event: Event) {
-        let Self { view, names, output, episodes, stalls, flame, .. } = self;
-        match (event, episodes) {
-            (Event::Stall(stall), None) => {
-                *stalls += 1;
-                view.stall(&stall, names, &mut output.lines);
-                if let Some(Flame { folded: Some(folded), .. }) = flame {
-                    folded.stall(&stall, names);
-                }
-            }
-            (Event::Stall(stall), Some(shown)) => shown.episodes.round(stall),
-            (Event::Scope(scope), Some(shown)) => shown.episodes.scope(scope, &mut names.symbols),
-            (Event::Oom(oom), Some(shown)) => {
-                *stalls += shown.oom(oom, view, names, &mut output.lines);
-            }
-            // Nobody asked for them.
-            (Event::Scope(_) | Event::Oom(_), None) => {}
+    fn take(&mut self, mut event: Event) {
+        if let Event::Oom(oom) = &mut event {
+            // Before 6.8 the kernel tells the number only; the victim is still there, unless it is soon gone.
+            oom.victim_comm = oom.victim_comm.or_else(|| tape::comm_of(oom.victim_pid).ok());
         }
-        self.show_episodes();
+        let Some(tape) = &mut self.tape else { return self.show.take(event) };
+        tape.name_stacks(&event, &mut self.show.names);
+        self.show.take(event.clone());
+        self.record_states();
+        let now_ns = self.now_ns;
+        self.on_tape(|tape, names| tape.event(event, names, now_ns));
     }
 
     /// Ends the episodes to which nothing was added up to `now_ns`.
     fn expire(&mut self, now_ns: u64) {
-        if let Some(shown) = &mut self.episodes {
-            shown.episodes.expire(now_ns, |tid| self.live.begun_ns(tid));
+        if !self.show.waits(now_ns) {
+            return;
         }
-        self.show_episodes();
-        let Self { view, names, output, episodes, .. } = self;
-        if let Some(shown) = episodes {
-            shown.show_verdicts(now_ns, view, names, &mut output.lines);
+        let held = RefCell::new(Vec::new());
+        let live = &self.live;
+        self.show.expire(now_ns, |tid| {
+            let begun_ns = live.begun_ns(tid)?;
+            held.borrow_mut().push((tid, begun_ns));
+            Some(begun_ns)
+        });
+        self.record_states();
+        let settled = Settled { now_ns, held: held.into_inner() };
+        self.note(&Note::Settled(settled));
+    }
+
+    /// Records what was asked of the running kernel meanwhile.
+    fn record_states(&mut self) {
+        let Some(shown) = &mut self.show.episodes else { return };
+        let StateSource::Kept(said) = &mut shown.states else { return };
+        for (target, state) in said.drain(..) {
+            if let Some(tape) = &mut self.tape {
+                tape.note(&Note::State(target, state));
+            }
         }
     }
 
-    fn show_episodes(&mut self) {
-        let Self { view, names, output, episodes, stalls, flame, .. } = self;
-        let mut folded = flame.as_mut().and_then(|flame| flame.folded.as_mut());
-        if let Some(shown) = episodes {
-            *stalls += shown.show(view, names, &mut output.lines, |episode, names| {
-                if let Some(folded) = &mut folded {
-                    folded.episode(episode, names);
-                }
-            });
+    fn note(&mut self, note: &Note) {
+        if let Some(tape) = &mut self.tape {
+            tape.note(note);
         }
+    }
+
+    /// Does something to the recording, if there is one. Once that fails there is none any more.
+    fn on_tape(&mut self, something: impl FnOnce(&mut Tape<TapeFile>, &mut Names) -> Result<()>) {
+        let Some(tape) = &mut self.tape else { return };
+        if let Err(error) = something(tape, &mut self.show.names) {
+            say(format_args!("memtrace: {error:#}"));
+            self.torn = Some(error);
+            self.tape = None;
+        }
+    }
+
+    /// Looks at the system and writes what waits, where there is a recording and it is time.
+    fn tick_tape(&mut self) -> Result<()> {
+        let Some(tape) = &mut self.tape else { return Ok(()) };
+        let now_ns = monotonic_ns();
+        self.now_ns = now_ns;
+        if tape.must_look(now_ns) {
+            let counts = tape::counts(&self.live.losses()?, 0);
+            tape.look(now_ns, counts, &mut self.show.names);
+        }
+        self.on_tape(|tape, _| tape.tick(now_ns));
+        Ok(())
     }
 
     /// Shows all stalls that wait, but not for ever those that keep coming.
@@ -397,7 +428,7 @@ impl<'a> Run<'a> {
         let mut delivered = true;
         loop {
             match self.show_all()? {
-                Ring::More => delivered = self.deliver(end, stop).await?,
+                Ring::More => delivered = deliver(&mut self.show.output, end, stop).await?,
                 // A probe that was running may still be writing.
                 Ring::Dry if !self.live.is_drained() && detached.elapsed() < PATIENCE => {
                     sleep(ASK_EVERY).await;
@@ -412,20 +443,53 @@ impl<'a> Run<'a> {
         let mut given_up: u64 = 0;
         while !delivered && let Some(event) = self.live.next_event()? {
             // Where there are episodes, what is in a scope is no stall of its own.
-            given_up += u64::from(self.episodes.is_none() || !matches!(event, Event::Stall(_)));
+            given_up +=
+                u64::from(self.show.episodes.is_none() || !matches!(event, Event::Stall(_)));
         }
-        if let Some(shown) = &mut self.episodes {
-            shown.episodes.end();
-            self.show_episodes();
-        }
-        self.stalls += given_up;
+        self.show.finish();
+        self.record_states();
+        self.show.stalls += given_up;
         self.live.flush_log();
         if self.config.interval.is_some() && end == End::Planned {
-            self.view.interval(&mut self.names, Timestamp::now(), &mut self.output);
+            self.end_interval();
         }
+        let at_ns = since_1970_ns(Timestamp::now());
+        let summary = self.summary(duration)?;
+        let gone = |pid: &u32| !Path::new("/proc").join(pid.to_string()).exists();
+        let asked = &self.config.request.filter.processes;
+        let gone: Vec<_> = asked.iter().copied().filter(gone).collect();
+        let recorded = recording::End {
+            at_ns,
+            duration_ns: u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX),
+            counts: tape::counts(&self.live.losses()?, summary.unfinished),
+            unavailable: summary.unavailable.clone(),
+            gone: gone.clone(),
+        };
+        let coverage = self.live.coverage();
+        let certify = |shown: &Shown| {
+            shown.certificates(coverage, &summary, given_up, |pid| gone.contains(&pid))
+        };
+        let certificates = self.show.episodes.as_ref().map(certify).unwrap_or_default();
+        let ended = Ended { summary, coverage, certificates };
+        self.show.end(timestamp(at_ns), &ended);
+        delivered = delivered && deliver(&mut self.show.output, end, stop).await?;
+        self.show.say_end(&ended);
+        if !delivered && end != End::ReaderGone {
+            let bytes = self.show.output.lines.len();
+            say(format_args!(
+                "memtrace: {given_up} of the stalls and {bytes} bytes of output given up, as no one read them"
+            ));
+        }
+        self.show.write_flame()?;
+        let now_ns = monotonic_ns();
+        self.on_tape(|tape, names| tape.end(recorded, names, now_ns));
+        self.torn.map_or(Ok(()), |_| bail!("the recording is not complete"))
+    }
+
+    fn summary(&self, duration: Duration) -> Result<Summary> {
         let losses = self.live.losses()?;
-        let summary = Summary {
-            stalls: self.stalls,
+        Ok(Summary {
+            stalls: self.show.stalls,
             lost: losses.lost,
             missed_begin: losses.missed_begin,
             table_full: losses.table_full,
@@ -433,59 +497,23 @@ impl<'a> Run<'a> {
             unfinished: self.live.unfinished()?,
             duration,
             unavailable: self.live.unavailable().to_vec(),
-        };
-        let coverage = self.live.coverage();
-        let shown = self.episodes.as_ref();
-        let certificates = shown.map(|it| it.certificates(coverage, &summary, given_up));
-        let certificates = certificates.unwrap_or_default();
-        self.view.coverage(coverage, &certificates, Timestamp::now(), &mut self.output.lines);
-        self.view.end(&mut self.names, Timestamp::now(), &summary, &mut self.output);
-        delivered = delivered && self.deliver(end, stop).await?;
-        if self.config.verbosity != Verbosity::Quiet || !summary.is_complete() {
-            say(&summary);
-        }
-        if self.episodes.is_some() && self.config.verbosity != Verbosity::Quiet {
-            say_coverage(self.live.coverage());
-            certificates.iter().for_each(say);
-        }
-        if !delivered && end != End::ReaderGone {
-            let bytes = self.output.lines.len();
-            say(format_args!(
-                "memtrace: {given_up} of the stalls and {bytes} bytes of output given up, as no one read them"
-            ));
-        }
-        self.write_flame()
+        })
     }
 
-    /// Writes the flame graph, if one was asked for and there is anything in it.
-    fn write_flame(&self) -> Result<()> {
-        let Some(Flame { file, folded }) = &self.flame else { return Ok(()) };
-        let of_view = if let View::Folded(folded) = &self.view { Some(folded) } else { None };
-        folded.as_ref().or(of_view).map_or(Ok(()), |folded| file.write(folded))
+    /// Shows the histograms of the interval that ends now.
+    fn end_interval(&mut self) {
+        let at_ns = since_1970_ns(Timestamp::now());
+        self.show.interval(timestamp(at_ns));
+        self.note(&Note::Interval(at_ns, self.config.interval_ns()));
     }
 
-    /// Writes what waits; whether the reader took all of it. After a planned end it may take its
-    /// time, as nothing is attached any more, until a signal says that it is enough.
-    async fn deliver(&mut self, end: End, stop: &mut Stop) -> Result<bool> {
-        let mut since = Instant::now();
-        let mut left = self.output.lines.len();
-        loop {
-            match self.output.flush()? {
-                Reader::Ready => return Ok(true),
-                Reader::Gone => return Ok(false),
-                Reader::Busy => {}
-            }
-            if self.output.lines.len() != left {
-                left = self.output.lines.len();
-                since = Instant::now();
-            }
-            if end == End::Signal && since.elapsed() >= PATIENCE {
-                return Ok(false);
-            }
-            tokio::select! {
-                () = stop.wait() => return Ok(false),
-                () = sleep(ASK_EVERY) => {}
-            }
+    /// Compares the clocks.
+    fn set_clock(&mut self) {
+        let epoch_ns = since_1970_ns(WallClock::now().epoch());
+        self.show.names.clock = WallClock::from_epoch(timestamp(epoch_ns));
+        let show = &self.show;
+        if let Some(tape) = &mut self.tape {
+            tape.clock(&show.names);
         }
     }
 
@@ -510,6 +538,31 @@ impl<'a> Run<'a> {
             for feature in self.live.unavailable() {
                 say(format_args!("memtrace: not available on this kernel: {feature}"));
             }
+        }
+    }
+}
+
+/// Writes what waits; whether the reader took all of it. After a planned end it may take its
+/// time, as nothing is attached any more, until a signal says that it is enough.
+async fn deliver(output: &mut Output, end: End, stop: &mut Stop) -> Result<bool> {
+    let mut since = Instant::now();
+    let mut left = output.lines.len();
+    loop {
+        match output.flush()? {
+            Reader::Ready => return Ok(true),
+            Reader::Gone => return Ok(false),
+            Reader::Busy => {}
+        }
+        if output.lines.len() != left {
+            left = output.lines.len();
+            since = Instant::now();
+        }
+        if end == End::Signal && since.elapsed() >= PATIENCE {
+            return Ok(false);
+        }
+        tokio::select! {
+            () = stop.wait() => return Ok(false),
+            () = sleep(ASK_EVERY) => {}
         }
     }
 }

@@ -1,0 +1,389 @@
+//! The flight recorder's files: one for each time that the trigger fires, with what was kept until then and what
+//! comes after.
+//!
+//! Blocks are written a few at a time, so that the buffer that the probes write into is looked at in between, and
+//! the disk is waited for by a thread of its own.
+
+mod directory;
+mod exec;
+
+use std::{
+    ffi::OsString,
+    fmt::{self, Display, Formatter},
+    fs::File,
+    io::{self, Write as _},
+    mem,
+    num::NonZero,
+    path::PathBuf,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use memtrace::{
+    clock::WallClock,
+    recording::{Fired, Flight, Meta, file, meta::since_1970_ns},
+    trigger::Cause,
+};
+use rustix::thread::CapabilitySet;
+
+use self::{
+    directory::{Directory, Part},
+    exec::Exec,
+};
+use crate::output::say;
+
+/// Bytes to write before looking at anything else.
+const AT_ONCE: usize = 256 << 10;
+/// How long the disk and the command may take at the end.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often to look whether they are done then.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Stack of the thread that waits for the disk, in bytes.
+const STACK: usize = 64 << 10;
+
+/// Which files to write.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub directory: PathBuf,
+    /// The trigger as it was given.
+    pub trigger: String,
+    /// How long to go on after it has fired.
+    pub after: Duration,
+    /// How long not to begin another file once one is complete.
+    pub cooldown: Duration,
+    /// How many files to keep; nothing is to keep all.
+    pub keep: Option<NonZero<u32>>,
+    /// A command of the shell to run for each.
+    pub exec: Option<OsString>,
+}
+
+/// The files of a flight recorder.
+#[derive(Debug)]
+pub struct Files {
+    options: Options,
+    directory: Directory,
+    exec: Option<Exec>,
+    state: State,
+    /// The end of the cooldown, in nanoseconds of `CLOCK_MONOTONIC`.
+    quiet_until_ns: u64,
+    /// Firings that nothing came of since the last file was begun.
+    missed: u64,
+    sum: Sum,
+    /// Whether the last file could not be written, which has been said.
+    is_failing: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Writing(Writing),
+    Syncing(Syncing),
+}
+
+/// A file that blocks are written to.
+#[derive(Debug)]
+struct Writing {
+    part: Part,
+    file: File,
+    cause: String,
+    /// When the time after the firing is over.
+    until_ns: u64,
+    /// The block to write next.
+    next: u64,
+    /// Up to which block, and what comes after that.
+    end: Option<(u64, Vec<u8>)>,
+}
+
+/// A file that the disk has to take.
+#[derive(Debug)]
+struct Syncing {
+    part: Part,
+    cause: String,
+    /// Nothing where no thread could be started: then it is not waited for.
+    disk: Option<JoinHandle<io::Result<()>>>,
+}
+
+/// What has become of all firings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    /// Files that are complete.
+    pub written: u64,
+    /// Files that could not be written.
+    pub failed: u64,
+    /// Firings while a file was written or in the cooldown after.
+    pub missed: u64,
+}
+
+impl Display for Sum {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { written, failed, missed } = self;
+        write!(f, "recordings written: {written}")?;
+        if *failed > 0 {
+            write!(f, ", failed: {failed}")?;
+        }
+        if *missed > 0 {
+            write!(f, "; firings while one was written or in the cooldown: {missed}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Files {
+    /// Finds out whether files can be written, which is better known before.
+    pub fn prepare(options: Options) -> Result<Self> {
+        Ok(Self {
+            directory: Directory::prepare(&options.directory)?,
+            exec: options.exec.clone().map(Exec::new),
+            options,
+            state: State::Idle,
+            quiet_until_ns: 0,
+            missed: 0,
+            sum: Sum::default(),
+            is_failing: false,
+        })
+    }
+
+    /// The capabilities without which they cannot be written.
+    pub fn needs(&self) -> CapabilitySet {
+        self.directory.needs()
+    }
+
+    /// Whether a file would be begun.
+    pub fn is_ready(&self, now_ns: u64) -> bool {
+        !self.is_writing() && now_ns >= self.quiet_until_ns
+    }
+
+    /// Begins a file, unless one is being written or has just been; says whether. If not,
+    /// [`put_off`](memtrace::trigger::Watch::put_off) is to be told. `meta` is what it begins with,
+    /// but for the trigger and the time that it begins at.
+    ///
+    /// What waits to become a block has to be one before; later blocks are taken from `flight` by and by.
+    pub fn fire(
+        &mut self,
+        cause: &Cause,
+        now_ns: u64,
+        clock: &WallClock,
+        meta: &Meta,
+        flight: &mut Flight,
+    ) -> bool {
+        if !self.is_ready(now_ns) {
+            if !cause.is_again() {
+                self.missed += 1;
+                self.sum.missed += 1;
+            }
+            return false;
+        }
+        match self.begin(cause, now_ns, clock, meta, flight.numbers().start, flight.since_ns()) {
+            Ok(writing) => {
+                flight.hold(Some(writing.next));
+                self.missed = 0;
+                self.state = State::Writing(writing);
+                true
+            }
+            Err(error) => {
+                self.fail(&error, now_ns);
+                false
+            }
+        }
+    }
+
+    fn begin(
+        &self,
+        cause: &Cause,
+        now_ns: u64,
+        clock: &WallClock,
+        meta: &Meta,
+        first: u64,
+        since_ns: u64,
+    ) -> io::Result<Writing> {
+        let at = clock.at(cause.at_ns);
+        let words = match self.missed {
+            0 => cause.to_string(),
+            missed => format!("{cause}; firings since the file before: {missed}"),
+        };
+        let fired = Fired {
+            trigger: self.options.trigger.clone(),
+            cause: words,
+            at_ns: since_1970_ns(at),
+            at_monotonic_ns: cause.at_ns,
+        };
+        let began_ns = since_1970_ns(clock.at(since_ns)).max(meta.began_ns);
+        let meta = Meta { trigger: Some(fired), began_ns, ..meta.clone() };
+        let (part, mut file) = self.directory.begin(at, &cause.slug())?;
+        if let Err(error) = file.write_all(&file::header(&meta)) {
+            let _removed: io::Result<()> = self.directory.remove(&part.name);
+            return Err(error);
+        }
+        let after_ns = u64::try_from(self.options.after.as_nanos()).unwrap_or(u64::MAX);
+        let until_ns = now_ns.saturating_add(after_ns);
+        let cause = cause.to_string();
+        Ok(Writing { part, file, cause, until_ns, next: first, end: None })
+    }
+
+    /// Whether there is a file that is not complete.
+    pub fn is_writing(&self) -> bool {
+        !matches!(self.state, State::Idle)
+    }
+
+    /// Whether the time after the firing is over, and [`finish`](Self::finish) has to be called.
+    pub fn is_due(&self, now_ns: u64) -> bool {
+        matches!(&self.state, State::Writing(writing)
+            if writing.end.is_none() && now_ns >= writing.until_ns)
+    }
+
+    /// Nothing comes after the blocks that there are now but this one, which has the end and is not in `flight`.
+    pub fn finish(&mut self, last: &[u8], flight: &Flight) {
+        if let State::Writing(writing) = &mut self.state {
+            writing.end.get_or_insert_with(|| (flight.numbers().end, last.to_owned()));
+        }
+    }
+
+    /// Writes some of the blocks that wait; says whether there are more. A file that cannot be written is given up.
+    pub fn write(&mut self, now_ns: u64, flight: &mut Flight) -> bool {
+        let State::Writing(writing) = &mut self.state else { return false };
+        let written = writing.write(flight);
+        flight.hold(Some(writing.next));
+        match written {
+            Ok(Written::Some) => return true,
+            Ok(Written::AllThereIs) => return false,
+            Ok(Written::All) => {
+                if let State::Writing(writing) = mem::replace(&mut self.state, State::Idle) {
+                    self.state = State::Syncing(writing.sync());
+                }
+            }
+            Err(error) => {
+                let _removed: io::Result<()> = self.directory.remove(&writing.part.name);
+                self.fail(&error, now_ns);
+            }
+        }
+        flight.hold(None);
+        false
+    }
+
+    /// Completes the file that the disk has taken, and looks whether the command has ended: now and then.
+    pub fn tick(&mut self, now_ns: u64) {
+        if let Some(exec) = &mut self.exec {
+            exec.reap();
+        }
+        let is_done =
+            |disk: &Option<JoinHandle<_>>| disk.as_ref().is_none_or(JoinHandle::is_finished);
+        match mem::replace(&mut self.state, State::Idle) {
+            State::Syncing(Syncing { part, cause, disk }) if is_done(&disk) => {
+                let synced = disk.map_or(Ok(()), |disk| {
+                    disk.join().unwrap_or_else(|_| Err(io::Error::other("it cannot be synced")))
+                });
+                self.complete(synced, &part, &cause, now_ns);
+            }
+            state => self.state = state,
+        }
+    }
+
+    fn complete(&mut self, synced: io::Result<()>, part: &Part, cause: &str, now_ns: u64) {
+        let name = match synced.and_then(|()| self.directory.complete(part)) {
+            Ok(name) => name,
+            Err(error) => {
+                let _removed: io::Result<()> = self.directory.remove(&part.name);
+                self.fail(&error, now_ns);
+                return;
+            }
+        };
+        self.sum.written += 1;
+        self.is_failing = false;
+        self.cool_down(now_ns);
+        let path = self.directory.path(&name);
+        say(format_args!("memtrace: `{}` written: {cause}", path.display()));
+        if let Some(most) = self.options.keep
+            && let Err(error) =
+                self.directory.keep(usize::try_from(most.get()).unwrap_or(usize::MAX), &name)
+        {
+            say(format_args!("memtrace: cannot remove the oldest recordings: {error}"));
+        }
+        if let Some(exec) = &mut self.exec {
+            exec.start(&path, cause);
+        }
+    }
+
+    /// Gives a file up: the disk may have room for the next one.
+    fn fail(&mut self, error: &io::Error, now_ns: u64) {
+        self.state = State::Idle;
+        self.sum.failed += 1;
+        self.cool_down(now_ns);
+        if !mem::replace(&mut self.is_failing, true) {
+            let directory = self.options.directory.display();
+            say(format_args!(
+                "memtrace: cannot write a recording into `{directory}`: {error}; tracing goes on, and so does the trigger"
+            ));
+        }
+    }
+
+    fn cool_down(&mut self, now_ns: u64) {
+        let cooldown_ns = u64::try_from(self.options.cooldown.as_nanos()).unwrap_or(u64::MAX);
+        self.quiet_until_ns = now_ns.saturating_add(cooldown_ns);
+    }
+
+    /// Completes the file that is being written, waits a little for the command, and tells what has become of all.
+    pub fn end(mut self, now_ns: u64, flight: &mut Flight) -> Sum {
+        let until = Instant::now() + PATIENCE;
+        self.finish(&[], flight);
+        while self.write(now_ns, flight) {}
+        while self.is_writing() && Instant::now() < until {
+            self.tick(now_ns);
+            thread::sleep(LOOK_EVERY);
+        }
+        if let State::Syncing(Syncing { part, cause, .. }) =
+            mem::replace(&mut self.state, State::Idle)
+        {
+            // All of it is written, even if the disk does not have it.
+            self.complete(Ok(()), &part, &cause, now_ns);
+        }
+        if let Some(exec) = &mut self.exec {
+            exec.end(until);
+        }
+        self.sum
+    }
+}
+
+/// How much of what waits is written.
+enum Written {
+    Some,
+    AllThereIs,
+    /// With the end.
+    All,
+}
+
+impl Writing {
+    fn write(&mut self, flight: &Flight) -> io::Result<Written> {
+        let Self { file, next, end, .. } = self;
+        let numbers = flight.numbers();
+        // Those that had to make room are missing in the file, which their numbers tell.
+        *next = numbers.start.max(*next);
+        let up_to = end.as_ref().map_or(numbers.end, |(up_to, _)| *up_to);
+        let mut written = 0;
+        for [front, back] in flight.from(*next) {
+            if *next >= up_to {
+                break;
+            }
+            if written >= AT_ONCE {
+                return Ok(Written::Some);
+            }
+            file.write_all(front)?;
+            file.write_all(back)?;
+            written += front.len() + back.len();
+            *next += 1;
+        }
+        let Some((_, last)) = end else { return Ok(Written::AllThereIs) };
+        file.write_all(last)?;
+        Ok(Written::All)
+    }
+
+    /// Has the disk take it, meanwhile.
+    fn sync(self) -> Syncing {
+        let Self { part, file, cause, .. } = self;
+        let thread = thread::Builder::new().name("memtrace-sync".to_owned()).stack_size(STACK);
+        Syncing { part, cause, disk: thread.spawn(move || file.sync_data()).ok() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,503 @@
+//! Records without showing anything.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    future::pending,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use jiff::Timestamp;
+use memtrace::{
+    clock::{WallClock, monotonic_ns},
+    kernel::{Kernel, preflight::Facts},
+    kind::Kind,
+    live::{self, Event, Live},
+    names::Names,
+    recording::{
+        Counts, End, Flight, Looker, Meta, Note, Recorder, Settled,
+        meta::{since_1970_ns, timestamp},
+    },
+    symbols,
+    trigger::{Cause, Trigger, Watch},
+    view::Summary,
+};
+use rustix::thread::CapabilitySet;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    config::{FlightConfig, RecordConfig, Verbosity},
+    episodes::say_coverage,
+    flight::Files,
+    helper::Helper,
+    limits,
+    output::say,
+    privileges, protect,
+    tape::{self, Sink, Tape, TapeFile},
+    trace::Stop,
+};
+
+/// How often to look at the ring buffer although the probes have not called.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The same where a program is to be looked into, as some are soon gone.
+const LOOK_AT_PROGRAMS_EVERY: Duration = Duration::from_millis(10);
+/// How often to compare the clocks, as the time of day can be set.
+const COMPARE_CLOCKS_EVERY: Duration = Duration::from_secs(1);
+/// Stalls to take before looking whether it is time to stop.
+const BATCH: usize = 4096;
+/// How long a probe that was running may take to deliver.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Most threads of which it is asked whether they are held up again: each costs a look into a table.
+const MOST_ASKED: usize = 256;
+
+/// Most looks whose counts are remembered: those of an hour.
+const MOST_COUNTS: usize = 3600;
+
+/// Records as `config` says.
+pub fn run(config: &RecordConfig) -> Result<()> {
+    limits::check()?;
+    if config.verbosity == Verbosity::Verbose {
+        env_logger::Builder::new()
+            .filter_module("memtrace", log::LevelFilter::Debug)
+            .format_target(false)
+            .init();
+    }
+    // While there is one thread.
+    let helper = (config.request.user_stacks && symbols::can_look()).then(Helper::start);
+    let helper = helper.transpose().context("cannot start a process to find names of functions")?;
+    let (helper, socket) = helper.unzip();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let recorded = runtime.block_on(async {
+        let mut stop = Stop::listen()?;
+        Run::start(config, socket)?.record(&mut stop).await
+    });
+    if let Some(helper) = helper {
+        helper.end();
+    }
+    recorded
+}
+
+/// Where blocks go.
+enum Destination {
+    /// All of them into one file.
+    File(TapeFile),
+    /// Into memory, and from there into a file when something happens.
+    Flight(Box<FlightRecorder>),
+}
+
+impl Sink for Destination {
+    fn block(&mut self, block: &[u8], now_ns: u64) -> Result<()> {
+        match self {
+            Self::File(file) => file.block(block, now_ns),
+            Self::Flight(recorder) => {
+                recorder.flight.push(block, now_ns);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a flight recorder has.
+struct FlightRecorder {
+    flight: Flight,
+    files: Files,
+    watch: Watch,
+    needs_psi: bool,
+    /// What files begin with.
+    meta: Meta,
+    /// What had been lost at each look that a file may begin at.
+    counts: VecDeque<(u64, Counts)>,
+    before_ns: u64,
+    /// How far back the present file reaches.
+    since_ns: u64,
+}
+
+impl FlightRecorder {
+    fn new(config: &FlightConfig, files: Files, meta: Meta, now_ns: u64) -> Self {
+        Self {
+            flight: Flight::new(config.memory, config.before, now_ns),
+            files,
+            watch: Watch::new(&config.trigger),
+            needs_psi: config.trigger.needs_psi(),
+            meta,
+            counts: VecDeque::new(),
+            before_ns: u64::try_from(config.before.as_nanos()).unwrap_or(u64::MAX),
+            since_ns: now_ns,
+        }
+    }
+
+    /// Takes note of what had been lost until then.
+    fn lost(&mut self, now_ns: u64, counts: Counts) {
+        // While a file is written, it is that from before its beginning that counts.
+        let oldest_ns = now_ns.saturating_sub(self.before_ns);
+        while !self.files.is_writing()
+            && self.counts.get(1).is_some_and(|(at_ns, _)| *at_ns < oldest_ns)
+        {
+            self.counts.pop_front();
+        }
+        if self.counts.len() < MOST_COUNTS {
+            self.counts.push_back((now_ns, counts));
+        }
+    }
+
+    /// How the present file ends.
+    fn end(&self, now_ns: u64, at_ns: i64, counts: Counts, unavailable: Vec<String>) -> End {
+        let before = self.counts.iter().rev().find(|(at_ns, _)| *at_ns <= self.since_ns);
+        let before = before.map(|(_, counts)| *counts).unwrap_or_default();
+        let lost = |now: u64, before: u64| now.saturating_sub(before);
+        End {
+            at_ns,
+            duration_ns: now_ns.saturating_sub(self.since_ns),
+            counts: Counts {
+                lost: lost(counts.lost, before.lost),
+                missed_begin: lost(counts.missed_begin, before.missed_begin),
+                table_full: lost(counts.table_full, before.table_full),
+                skipped: lost(counts.skipped, before.skipped),
+                unfinished: counts.unfinished,
+            },
+            unavailable,
+            gone: Vec::new(),
+        }
+    }
+}
+
+/// A recording in progress.
+struct Run<'a> {
+    config: &'a RecordConfig,
+    live: Live,
+    names: Names,
+    tape: Tape<Destination>,
+    /// Threads that were held up since all was last taken.
+    recent: BTreeSet<u32>,
+    stalls: u64,
+    now_ns: u64,
+    started: Instant,
+}
+
+impl<'a> Run<'a> {
+    fn start(config: &'a RecordConfig, helper: Option<OwnedFd>) -> Result<Self> {
+        Facts::gather().check()?;
+        let files = config.flight.as_ref().map(|flight| Files::prepare(flight.files.clone()));
+        let files = files.transpose()?;
+        protect::give_back();
+        let kernel = Kernel::running(&live::tracepoints())?;
+        let mut names = live::names(&kernel);
+        if let Some(helper) = helper {
+            names.symbols.ask(helper);
+        }
+        names.clock = WallClock::from_epoch(timestamp(since_1970_ns(names.clock.epoch())));
+        if config.request.stacks || config.scopes {
+            names.symbols.read();
+        }
+        let live = Live::start(&config.request, &kernel)?;
+        let started = Instant::now();
+        drop(kernel);
+        let now_ns = monotonic_ns();
+        let meta = Meta {
+            scopes: config.scopes,
+            ..tape::describe(&config.request, &config.what, &live, &names)
+        };
+        let mut kept = CapabilitySet::DAC_READ_SEARCH;
+        let destination = match (&config.flight, files) {
+            (Some(flight), Some(files)) => {
+                check_trigger(&flight.trigger, &live)?;
+                kept |= files.needs();
+                let recorder = FlightRecorder::new(flight, files, meta, now_ns);
+                Destination::Flight(Box::new(recorder))
+            }
+            _ => Destination::File(TapeFile::create(&config.output, &meta, config.max_size)?),
+        };
+        protect::reserve(0, true);
+        // Of what was reserved.
+        let recorder = Recorder::new(&names, config.scopes, config.min_ns, now_ns);
+        let tape = Tape::new(destination, recorder, true);
+        let run =
+            Self { config, live, names, tape, recent: BTreeSet::new(), stalls: 0, now_ns, started };
+        let protection = protect::protect();
+        let works = || run.live.losses().is_ok() && run.live.unfinished().is_ok();
+        // Finds cgroups by their ids.
+        privileges::give_up(kept, works).context("cannot give up privileges")?;
+        if config.verbosity == Verbosity::Verbose {
+            say(format_args!("memtrace: {protection}"));
+        }
+        Ok(run)
+    }
+
+    async fn record(mut self, stop: &mut Stop) -> Result<()> {
+        // A descriptor of its own, so that the ring buffer can be read while this one waits.
+        let ring = self.live.ring_descriptor().context("cannot wait for the probes")?;
+        // SAFETY: the descriptor is open, owned, and moved in to stay until the end.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+            .context("cannot wait for the probes")?;
+        let looks_at_programs = self.config.request.user_stacks;
+        let mut look =
+            interval(if looks_at_programs { LOOK_AT_PROGRAMS_EVERY } else { LOOK_EVERY });
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut clocks = Instant::now();
+        let deadline = async {
+            match self.config.duration {
+                Some(duration) => sleep(duration).await,
+                None => pending().await,
+            }
+        };
+        tokio::pin!(deadline);
+        self.introduce();
+        let mut has_more = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.wait() => break,
+                () = &mut deadline => break,
+                _ = look.tick() => {
+                    self.live.flush_log();
+                    if clocks.elapsed() >= COMPARE_CLOCKS_EVERY {
+                        clocks = Instant::now();
+                        let epoch_ns = since_1970_ns(WallClock::now().epoch());
+                        self.names.clock = WallClock::from_epoch(timestamp(epoch_ns));
+                        self.tape.clock(&self.names);
+                    }
+                    self.tick()?;
+                }
+                ready = ring.readable() => ready.context("cannot wait for the probes")?.clear_ready(),
+                () = tokio::task::yield_now(), if has_more => {}
+            }
+            has_more = self.take(BATCH)?;
+            if let Destination::Flight(recorder) = &mut self.tape.sink {
+                let FlightRecorder { files, flight, .. } = &mut **recorder;
+                has_more |= files.write(self.now_ns, flight);
+            }
+        }
+        self.end().await
+    }
+
+    /// Looks at the system and writes what waits, where it is time.
+    fn tick(&mut self) -> Result<()> {
+        let now_ns = monotonic_ns();
+        self.now_ns = now_ns;
+        if self.tape.must_look(now_ns) {
+            let counts = tape::counts(&self.live.losses()?, 0);
+            self.tape.look(now_ns, counts, &mut self.names);
+            self.watch(now_ns, counts)?;
+        }
+        self.tick_files(now_ns)?;
+        self.tape.tick(now_ns)
+    }
+
+    /// Has the trigger look at the time and the pressure.
+    fn watch(&mut self, now_ns: u64, counts: Counts) -> Result<()> {
+        let needs_psi =
+            matches!(&self.tape.sink, Destination::Flight(recorder) if recorder.needs_psi);
+        let pressure = if needs_psi { self.tape.pressure().map(str::to_owned) } else { None };
+        let Destination::Flight(recorder) = &mut self.tape.sink else { return Ok(()) };
+        recorder.lost(now_ns, counts);
+        match recorder.watch.tick(now_ns, pressure.as_deref()) {
+            Some(cause) => self.fire(&cause),
+            None => Ok(()),
+        }
+    }
+
+    /// The trigger has fired.
+    fn fire(&mut self, cause: &Cause) -> Result<()> {
+        let now_ns = self.now_ns.max(cause.at_ns);
+        let Destination::Flight(recorder) = &self.tape.sink else { return Ok(()) };
+        if recorder.files.is_ready(now_ns) {
+            self.tape.finish_block(now_ns)?;
+        }
+        let Destination::Flight(recorder) = &mut self.tape.sink else { return Ok(()) };
+        let since_ns = recorder.flight.since_ns();
+        let FlightRecorder { files, flight, watch, meta, .. } = &mut **recorder;
+        if !files.fire(cause, now_ns, &self.names.clock, meta, flight) {
+            watch.put_off(cause);
+            return Ok(());
+        }
+        recorder.since_ns = since_ns;
+        Ok(())
+    }
+
+    /// Ends the file whose time is over, and looks whether one is complete.
+    fn tick_files(&mut self, now_ns: u64) -> Result<()> {
+        let Destination::Flight(recorder) = &mut self.tape.sink else { return Ok(()) };
+        recorder.files.tick(now_ns);
+        if recorder.files.is_due(now_ns) { self.finish_file(now_ns) } else { Ok(()) }
+    }
+
+    fn finish_file(&mut self, now_ns: u64) -> Result<()> {
+        self.tape.finish_block(now_ns)?;
+        let counts = tape::counts(&self.live.losses()?, self.live.unfinished()?);
+        let unavailable = self.live.unavailable().to_vec();
+        let at_ns = since_1970_ns(self.names.clock.at(now_ns));
+        let Destination::Flight(recorder) = &self.tape.sink else { return Ok(()) };
+        let last = self.tape.end_alone(recorder.end(now_ns, at_ns, counts, unavailable), now_ns);
+        let Destination::Flight(recorder) = &mut self.tape.sink else { return Ok(()) };
+        recorder.files.finish(&last, &recorder.flight);
+        Ok(())
+    }
+
+    /// Takes up to `limit` events that wait; whether there may be more.
+    fn take(&mut self, limit: usize) -> Result<bool> {
+        let mut dry_ns = None;
+        for _ in 0..limit {
+            match (self.live.next_event()?, dry_ns) {
+                (Some(event), _) => {
+                    dry_ns = None;
+                    self.event(event)?;
+                }
+                (None, None) => dry_ns = Some(monotonic_ns()),
+                (None, Some(now_ns)) => {
+                    self.settle(now_ns);
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn event(&mut self, mut event: Event) -> Result<()> {
+        let tid = match &mut event {
+            Event::Stall(stall) => {
+                self.stalls += u64::from(!self.config.scopes);
+                stall.tid
+            }
+            Event::Scope(scope) => {
+                self.stalls += 1;
+                scope.tid
+            }
+            Event::Oom(oom) => {
+                self.stalls += 1;
+                // Before 6.8 the kernel tells the number only.
+                oom.victim_comm = oom.victim_comm.or_else(|| tape::comm_of(oom.victim_pid).ok());
+                oom.tid
+            }
+        };
+        if self.recent.len() < MOST_ASKED {
+            self.recent.insert(tid);
+        }
+        let cause = self.cause_in(&event);
+        self.tape.name_stacks(&event, &mut self.names);
+        self.tape.event(event, &mut self.names, self.now_ns)?;
+        cause.map_or(Ok(()), |cause| self.fire(&cause))
+    }
+
+    /// Whether the trigger fires for an event.
+    fn cause_in(&mut self, event: &Event) -> Option<Cause> {
+        let Destination::Flight(recorder) = &mut self.tape.sink else { return None };
+        let (start_ns, duration_ns) = match event {
+            Event::Stall(stall) if !self.config.scopes => (stall.start_ns, stall.duration_ns),
+            Event::Stall(_) => return None,
+            Event::Scope(scope) => (scope.start_ns, scope.duration_ns),
+            Event::Oom(oom) => return recorder.watch.oom(oom),
+        };
+        if duration_ns < self.config.min_ns {
+            return None;
+        }
+        recorder.watch.stall(start_ns.saturating_add(duration_ns), duration_ns)
+    }
+
+    /// Takes note that all that had ended at `now_ns` was taken, and who is held up again: from that a reader
+    /// knows which episodes were over.
+    fn settle(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        if self.recent.is_empty() {
+            return;
+        }
+        let live = &self.live;
+        let held = self.recent.iter().filter_map(|tid| Some((*tid, live.begun_ns(*tid)?)));
+        let settled = Settled { now_ns, held: held.collect() };
+        // Those go on to be asked about: what they are in may last longer.
+        self.recent = settled.held.iter().map(|(tid, _)| *tid).collect();
+        self.tape.note(&Note::Settled(settled));
+    }
+
+    async fn end(mut self) -> Result<()> {
+        let duration = self.started.elapsed();
+        self.live.detach();
+        let detached = Instant::now();
+        while self.take(usize::MAX)? || !self.live.is_drained() && detached.elapsed() < PATIENCE {
+            sleep(Duration::from_millis(1)).await;
+        }
+        self.live.flush_log();
+        let losses = self.live.losses()?;
+        let unfinished = self.live.unfinished()?;
+        let unavailable = self.live.unavailable().to_vec();
+        let asked = self.config.request.filter.processes.iter().copied();
+        let gone = asked.filter(|pid| tape::comm_of(*pid).is_err()).collect();
+        let end = End {
+            at_ns: since_1970_ns(Timestamp::now()),
+            duration_ns: u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX),
+            counts: tape::counts(&losses, unfinished),
+            unavailable,
+            gone,
+        };
+        let summary: Summary = end.summary(self.stalls);
+        let now_ns = monotonic_ns();
+        if matches!(self.tape.sink, Destination::Flight(_)) {
+            self.finish_file(now_ns)?;
+        } else {
+            self.tape.end(end, &mut self.names, now_ns)?;
+        }
+        if self.config.verbosity != Verbosity::Quiet || !summary.is_complete() {
+            say(&summary);
+        }
+        if self.config.verbosity != Verbosity::Quiet {
+            say_coverage(self.live.coverage());
+        }
+        let told = match self.tape.sink {
+            Destination::File(_) => {
+                format!("recorded to `{}`", self.config.output.display())
+            }
+            Destination::Flight(recorder) => {
+                let FlightRecorder { files, mut flight, .. } = *recorder;
+                files.end(now_ns, &mut flight).to_string()
+            }
+        };
+        if self.config.verbosity != Verbosity::Quiet {
+            say(format_args!("memtrace: {told}"));
+        }
+        Ok(())
+    }
+
+    /// Says what is recorded and how to stop.
+    fn introduce(&self) {
+        let verbosity = self.config.verbosity;
+        if verbosity == Verbosity::Quiet {
+            return;
+        }
+        let until = match self.config.duration {
+            Some(duration) => format!("for {} s, or until", duration.as_secs_f64()),
+            None => "until".to_owned(),
+        };
+        let when = self.config.flight.as_ref().map(|flight| {
+            format!(" into `{}` when {}", self.config.output.display(), flight.trigger)
+        });
+        let when = when.unwrap_or_default();
+        say(format_args!("Recording {}{when} {until} Ctrl-C...", self.config.what));
+        if verbosity == Verbosity::Verbose {
+            say(format_args!("memtrace: attached to {}", self.live.attached().join(", ")));
+            for feature in self.live.unavailable() {
+                say(format_args!("memtrace: not available on this kernel: {feature}"));
+            }
+        }
+    }
+}
+
+/// Makes sure that the trigger can fire: who waits for what is not watched waits for ever.
+fn check_trigger(trigger: &Trigger, live: &Live) -> Result<()> {
+    if trigger.needs_psi() && Looker::open().pressure().is_none() {
+        bail!(
+            "cannot wait for `psi`: this kernel counts no pressure, or not now; boot with psi=1, or leave it out of --trigger"
+        );
+    }
+    if trigger.needs_oom() && !live.coverage().watched().any(|kind| kind == Kind::Oom) {
+        let why = live.coverage().missing().find(|(kind, _)| *kind == Kind::Oom);
+        let why = why.map_or("it is not among those of --kind", |(_, why)| why);
+        bail!("cannot wait for `oom`, which is not watched: {why}");
+    }
+    Ok(())
+}

@@ -1,0 +1,363 @@
+//! Shows the stalls of a recording as if they came now.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Seek as _},
+    ops::ControlFlow,
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use memtrace::{
+    cgroup::Cgroups,
+    clock::WallClock,
+    coverage::Coverage,
+    live::{Event, Subject},
+    names::Names,
+    recording::{
+        self, Block, Counts, Item, Look, Missing, Note, Recording, Settled,
+        meta::{since_1970_ns, timestamp},
+    },
+    stall::Detail,
+    symbols::Symbols,
+};
+
+use crate::{
+    config::{Config, Source, Verbosity},
+    episodes::{Shown, StateSource},
+    output::{Reader, say},
+    show::{Ended, Flame, Show},
+};
+
+/// What standard input goes by on the command line.
+const STDIN: &str = "-";
+
+/// Shows the recording as `config` says.
+pub fn run(config: &Config, source: &Source) -> Result<()> {
+    let recording = open(&source.path)?;
+    let what = || shown_name(&source.path);
+    if config.verbosity != Verbosity::Quiet {
+        let host = memtrace::text::Printable(recording.meta.host.as_bytes());
+        say(format_args!("Showing {} of {}, recorded on {host}...", config.what, what()));
+    }
+    if let Some(line) = missing(&recording.missing) {
+        say(format_args!("memtrace: {}: {line}", what()));
+    }
+    let names = names(&recording);
+    let scopes =
+        recording.meta.scopes && config.episodes.as_ref().is_some_and(|options| options.scopes);
+    let states = StateSource::Recorded(BTreeMap::new());
+    let show = Show::new(config, names, Flame::prepare(config)?, scopes, states);
+    let began_ns = recording.meta.began_ns;
+    let mut replay = Replay {
+        config,
+        source,
+        show,
+        scopes,
+        end: None,
+        counts: Counts::default(),
+        first_ns: None,
+        now_ns: 0,
+        interval_end_ns: None,
+        has_intervals: recording.meta.interval_ns == config.interval_ns(),
+        is_over: false,
+        damaged: 0,
+    };
+    replay.show.begin(timestamp(began_ns));
+    let mut reader = Reader::Ready;
+    for place in &recording.places {
+        match recording.block(place) {
+            Ok(block) => reader = replay.block(&block)?,
+            Err(_) => replay.damaged += 1,
+        }
+        if reader == Reader::Gone || replay.is_over {
+            break;
+        }
+    }
+    replay.finish(&recording, reader)
+}
+
+/// Whether a name on the command line is that of standard input.
+pub fn is_stdin(path: &Path) -> bool {
+    path == Path::new(STDIN)
+}
+
+/// Opens a recording, or standard input where it is called `-`.
+pub fn open(path: &Path) -> Result<Recording> {
+    let what = || format!("cannot read {}", shown_name(path));
+    let file = if is_stdin(path) {
+        // Blocks are not in the order of their places.
+        let mut file = tempfile::tempfile().with_context(|| {
+            format!("{}: it is copied to a temporary file, which cannot be made", what())
+        })?;
+        io::copy(&mut io::stdin().lock(), &mut file)
+            .and_then(|_| file.rewind())
+            .with_context(what)?;
+        file
+    } else {
+        open_file(path).with_context(what)?
+    };
+    Recording::open(file).with_context(what)
+}
+
+/// Opens a file that can be read at any place, without waiting for what is none.
+fn open_file(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = File::options();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if !file.metadata()?.is_file() {
+        anyhow::bail!("it is not a regular file; a pipe is read with `-`");
+    }
+    Ok(file)
+}
+
+/// A recording's name for people.
+pub fn shown_name(path: &Path) -> String {
+    if is_stdin(path) { "standard input".to_owned() } else { format!("`{}`", path.display()) }
+}
+
+/// What of a recording is not there, in words; nothing where all is.
+pub fn missing(missing: &Missing) -> Option<String> {
+    let Missing { dropped, lost, damaged, stray } = *missing;
+    let told = [
+        (dropped, "of its oldest blocks gave way to newer ones (--max-size)"),
+        (lost, "blocks in between are not there"),
+        (damaged, "blocks are damaged, and left out"),
+        (stray, "bytes belong to no whole block, as where it was cut"),
+    ];
+    let told = told.into_iter().filter(|(count, _)| *count != 0);
+    let told: Vec<_> = told.map(|(count, what)| format!("{count} {what}")).collect();
+    (!told.is_empty()).then(|| format!("not all of it is there: {}", told.join("; ")))
+}
+
+/// The names that go with a recording, of which its blocks bring the most.
+fn names(recording: &Recording) -> Names {
+    let meta = &recording.meta;
+    let enum_names = recording::Meta::enum_names;
+    Names {
+        gfp: meta.gfp_names(),
+        modes: enum_names(&meta.modes),
+        statuses: enum_names(&meta.statuses),
+        throttles: enum_names(&meta.throttles),
+        cgroups: Cgroups::from_paths([]),
+        clock: WallClock::from_epoch(timestamp(0)),
+        symbols: Symbols::from_frames([]),
+        page_size: meta.page_size,
+    }
+}
+
+/// A recording that is being shown.
+struct Replay<'a> {
+    config: &'a Config,
+    source: &'a Source,
+    show: Show<'a>,
+    scopes: bool,
+    /// How it ended, once that was seen.
+    end: Option<recording::End>,
+    /// What had been lost at the last look.
+    counts: Counts,
+    /// When the first thing in it began.
+    first_ns: Option<u64>,
+    /// When the last thing happened that was seen so far.
+    now_ns: u64,
+    /// When the present interval of histograms ends, where the recording does not say.
+    interval_end_ns: Option<u64>,
+    /// Whether it does: it was made with the same.
+    has_intervals: bool,
+    /// Whether as much was shown as was asked for.
+    is_over: bool,
+    damaged: u64,
+}
+
+impl Replay<'_> {
+    /// Shows a block.
+    fn block(&mut self, block: &Block) -> Result<Reader> {
+        self.show.names.clock = WallClock::from_epoch(timestamp(block.epoch_ns()));
+        block.teach(&mut self.show.names);
+        let ended = block.items(|item, user_names| {
+            user_names.teach(&mut self.show.names);
+            self.item(item);
+            match self.show.output.deliver() {
+                Ok(Reader::Gone) => ControlFlow::Break(Ok(Reader::Gone)),
+                Ok(reader) if self.is_over => ControlFlow::Break(Ok(reader)),
+                Ok(_) => ControlFlow::Continue(()),
+                Err(error) => ControlFlow::Break(Err(error)),
+            }
+        });
+        match ended {
+            ControlFlow::Break(ended) => ended,
+            ControlFlow::Continue(()) => Ok(Reader::Ready),
+        }
+    }
+
+    fn item(&mut self, item: Item) {
+        match item {
+            Item::Event(event) => {
+                let at_ns = end_ns(&event);
+                self.time(at_ns);
+                if !self.is_over && self.is_wanted(&event) {
+                    self.show.take(event);
+                }
+            }
+            Item::Note(Note::Clock(epoch_ns)) => {
+                self.show.names.clock = WallClock::from_epoch(timestamp(epoch_ns));
+            }
+            Item::Note(Note::State(target, state)) => {
+                if let Some(Shown { states: StateSource::Recorded(said), .. }) =
+                    &mut self.show.episodes
+                {
+                    said.insert(target, state);
+                }
+            }
+            Item::Note(Note::Settled(Settled { now_ns, held })) => {
+                self.time(now_ns);
+                let begun = |tid| held.iter().find(|(held, _)| *held == tid).map(|(_, ns)| *ns);
+                self.show.expire(now_ns, begun);
+            }
+            Item::Note(Note::Interval(at_ns, _)) => {
+                if self.has_intervals {
+                    self.show.interval(timestamp(at_ns));
+                }
+            }
+            Item::Note(Note::Look(Look { at_ns, counts, .. })) => {
+                self.time(at_ns);
+                self.counts = counts;
+            }
+            Item::Note(Note::End(end)) => self.end = Some(end),
+            // Given as an event.
+            Item::Note(Note::Oom(_)) => {}
+        }
+    }
+
+    /// It is `now_ns` in the recording: shows the intervals that have ended.
+    fn time(&mut self, now_ns: u64) {
+        self.now_ns = self.now_ns.max(now_ns);
+        let first_ns = *self.first_ns.get_or_insert(now_ns);
+        let nanoseconds =
+            |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(duration) = self.config.duration
+            && now_ns.saturating_sub(first_ns) > nanoseconds(duration)
+        {
+            self.is_over = true;
+        }
+        let period_ns = self.config.interval_ns();
+        if self.has_intervals || period_ns == 0 {
+            return;
+        }
+        let end_ns = *self.interval_end_ns.get_or_insert(first_ns.saturating_add(period_ns));
+        if now_ns >= end_ns {
+            let at = self.show.names.clock.at(end_ns);
+            self.show.interval(at);
+            // Those in which nothing happened show nothing.
+            let passed = now_ns.saturating_sub(end_ns) / period_ns + 1;
+            self.interval_end_ns = Some(end_ns.saturating_add(passed.saturating_mul(period_ns)));
+        }
+    }
+
+    /// Whether an event passes the filters, which the probes look after otherwise.
+    fn is_wanted(&mut self, event: &Event) -> bool {
+        let filter = &self.config.request.filter;
+        let (pid, tid, uid, comm, cgroup_id) = match event {
+            Event::Stall(it) => (it.pid, it.tid, it.uid, it.comm, it.cgroup_id),
+            Event::Scope(it) => (it.pid, it.tid, it.uid, it.comm, it.cgroup_id),
+            Event::Oom(it) => (it.pid, it.tid, it.uid, it.comm, it.cgroup_id),
+        };
+        let is_of_subject = match (event, &self.config.request.subject) {
+            (Event::Scope(_), Subject::Stalls(_)) => self.scopes,
+            (_, Subject::Stalls(_)) => true,
+            (Event::Stall(stall), subject) => {
+                stall.duration_ns >= filter.min_ns
+                    && match (&stall.detail, subject) {
+                        (Detail::Reclaim(it), Subject::Reclaim(kinds)) => kinds.contains(&it.kind),
+                        (Detail::Compaction(it), Subject::Compaction(causes)) => {
+                            causes.contains(&it.cause)
+                        }
+                        _ => false,
+                    }
+            }
+            (Event::Scope(_) | Event::Oom(_), _) => false,
+        };
+        is_of_subject
+            && filter.passes(pid, tid, uid, comm)
+            && self.source.cgroup.as_ref().is_none_or(|wanted| {
+                let path = cgroup_id.and_then(|id| self.show.names.cgroups.path(id));
+                path.is_some_and(|path| is_below(path, wanted))
+            })
+    }
+
+    fn finish(mut self, recording: &Recording, mut reader: Reader) -> Result<()> {
+        self.show.finish();
+        let is_cut = self.end.is_none();
+        let ended = self.end.take().unwrap_or_else(|| recording::End {
+            at_ns: since_1970_ns(self.show.names.clock.at(self.now_ns)),
+            duration_ns: self.now_ns.saturating_sub(self.first_ns.unwrap_or(self.now_ns)),
+            counts: self.counts,
+            ..recording::End::default()
+        });
+        let at = timestamp(ended.at_ns);
+        let summary = ended.summary(self.show.stalls);
+        let coverage = match &self.config.request.subject {
+            Subject::Stalls(stalls) => recording.meta.coverage().only(&stalls.kinds),
+            Subject::Reclaim(_) | Subject::Compaction(_) => Coverage::default(),
+        };
+        let gone = |pid| ended.gone.contains(&pid);
+        let certify = |shown: &Shown| shown.certificates(&coverage, &summary, 0, gone);
+        let certificates = self.show.episodes.as_ref().map(certify).unwrap_or_default();
+        let ended = Ended { summary, coverage: &coverage, certificates };
+        self.show.end(at, &ended);
+        if reader != Reader::Gone {
+            reader = self.show.output.deliver_all()?;
+        }
+        if self.damaged != 0 {
+            let damaged = Missing { damaged: self.damaged, ..Missing::default() };
+            let line = missing(&damaged).unwrap_or_default();
+            say(format_args!("memtrace: {}: {line}", shown_name(&self.source.path)));
+        }
+        if is_cut && !self.is_over && reader != Reader::Gone {
+            say(format_args!(
+                "memtrace: {}: it has no end, as where memtrace was killed: what was lost is known up to its last look only",
+                shown_name(&self.source.path)
+            ));
+        }
+        self.show.say_end(&ended);
+        self.show.write_flame()
+    }
+}
+
+fn end_ns(event: &Event) -> u64 {
+    match event {
+        Event::Stall(stall) => stall.start_ns.saturating_add(stall.duration_ns),
+        Event::Scope(scope) => scope.start_ns.saturating_add(scope.duration_ns),
+        Event::Oom(oom) => oom.at_ns,
+    }
+}
+
+/// Whether a cgroup is the wanted one or below it.
+fn is_below(path: &[u8], wanted: &[u8]) -> bool {
+    let wanted = wanted.strip_suffix(b"/").unwrap_or(wanted);
+    path.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_below_itself_and_those_above() {
+        assert!(is_below(b"/a/b", b"/a"));
+        assert!(is_below(b"/a/b", b"/a/b"));
+        assert!(is_below(b"/a/b", b"/a/b/"));
+        assert!(is_below(b"/a/b", b"/"));
+        assert!(!is_below(b"/ab", b"/a"));
+        assert!(!is_below(b"/a", b"/a/b"));
+    }
+
+    #[test]
+    fn only_what_is_missing_is_told() {
+        assert_eq!(missing(&Missing::default()), None);
+        let line = missing(&Missing { lost: 2, ..Missing::default() }).expect("some are missing");
+        assert_eq!(line, "not all of it is there: 2 blocks in between are not there");
+    }
+}
