@@ -8,6 +8,8 @@ use std::{
     os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -69,6 +71,59 @@ fn crowd(threads: usize) -> Result<(Cgroup, Vec<Load>, String)> {
 /// How many threads there are in JSON that is still being written.
 fn threads(text: &str) -> usize {
     BTreeSet::from_iter(tids(text, None)).len()
+}
+
+/// Of code that a process has not locked, the KiB that are in memory; nothing where it has none.
+fn unlocked_code_kib(pid: u32) -> Result<Option<u64>> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("memtrace is gone")?;
+    let mut unlocked: Option<u64> = None;
+    let (mut is_code, mut resident_kib) = (false, 0);
+    for line in smaps.lines() {
+        if line.split(' ').nth(1).is_some_and(|access| access.len() == 4 && access.ends_with('p')) {
+            is_code = line.contains(" r-xp ") && line.contains("/memtrace");
+        } else if let Some(size) = line.strip_prefix("Rss:") {
+            resident_kib = size.trim().trim_end_matches(" kB").parse().context("no size")?;
+        } else if let Some(flags) = line.strip_prefix("VmFlags:")
+            && is_code
+            && !flags.split_whitespace().any(|flag| flag == "lo")
+        {
+            unlocked = Some(unlocked.unwrap_or_default() + resident_kib);
+        }
+    }
+    Ok(unlocked)
+}
+
+#[test]
+fn code_that_is_not_locked_is_not_called() -> Result<()> {
+    let dir = TempDir::new()?;
+    let path = dir.path().join("survive.mtr");
+    let path = path.to_str().context("paths of tests are UTF-8")?;
+    for args in [
+        &["drsnoop", "-e", "-T", "-K", "--user-stack"][..],
+        &["drsnoop", "--json"],
+        &["drsnoop", "-H", "1"],
+        &["compactsnoop", "-e"],
+        &["stalls", "--json", "-K", "--record", path],
+        &["stalls", "-e", "-T", "-v"],
+        &["record", "-K", "--user-stack", "-o", path],
+        &["record", "-o", path, "--max-size", "64K"],
+    ] {
+        let cgroup = limited_cgroup()?;
+        let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+        let memtrace = Memtrace::start(args);
+        load.work(&cgroup, HITS / 8)?;
+        // What is done once a second, too.
+        thread::sleep(Duration::from_millis(2500));
+        let unlocked = unlocked_code_kib(memtrace.id())?;
+        load.stop()?;
+        memtrace.stop().assert_success();
+        assert_eq!(
+            unlocked,
+            Some(0),
+            "{args:?}: KiB of code that has been called, of that which is not locked"
+        );
+    }
+    Ok(())
 }
 
 #[test]

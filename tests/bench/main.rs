@@ -133,6 +133,10 @@ enum Measure {
     Cpu,
     /// The rate that is kept up without loss
     Rate,
+    /// The size of a recording, by the stalls in it
+    Record,
+    /// How long a report takes, and its memory
+    Report,
     /// The burst that finds room while memtrace is stopped
     Burst,
     /// How much slower a traced load is
@@ -158,6 +162,8 @@ impl Measure {
             Self::Churn => measures::kernel::churn(setting),
             Self::Cpu => measures::cpu::measure(setting),
             Self::Rate => measures::rate::measure(setting),
+            Self::Record => measures::record::measure(setting),
+            Self::Report => measures::report::measure(setting),
             Self::Burst => measures::burst::measure(setting),
             Self::Slowdown => measures::slowdown::measure(setting),
             Self::Start => measures::start::measure(setting),

@@ -62,6 +62,12 @@ pub const STALLS: Mode = Mode { name: "stalls", args: &["stalls", "--rounds"] };
 pub const STALLS_ONLY: Mode =
     Mode { name: "stalls --no-parts", args: &["stalls", "--rounds", "--no-parts"] };
 
+/// A recording of the same, in the file that standard output goes to.
+pub const RECORD: Mode = Mode { name: "record", args: &["record", "-o", "/proc/self/fd/1"] };
+/// The same without the parts of the time.
+pub const RECORD_ONLY: Mode =
+    Mode { name: "record --no-parts", args: &["record", "--no-parts", "-o", "/proc/self/fd/1"] };
+
 /// What the bench runs with.
 #[derive(Debug)]
 pub struct Setting {

@@ -20,8 +20,8 @@ use crate::{
     programs::{Runs, field},
 };
 
-/// The beginning of the line that says that the probes are attached.
-const ATTACHED: &str = "Tracing ";
+/// The beginnings of the line that says that the probes are attached.
+const ATTACHED: [&str; 2] = ["Tracing ", "Recording "];
 
 /// Names of the programs of a stall at a cgroup's limit.
 const BEGIN: &str = "memcg_begin";
@@ -95,7 +95,7 @@ impl Tracer {
             if tracer.stderr.read_line(&mut said).context("cannot read from memtrace")? == 0 {
                 bail!("memtrace ended before it was attached: {}", said.trim());
             }
-            if said[from..].starts_with(ATTACHED) {
+            if ATTACHED.iter().any(|start| said[from..].starts_with(start)) {
                 break;
             }
         }

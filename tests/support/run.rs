@@ -21,8 +21,8 @@ use crate::{
     wait::{wait_for, wait_until},
 };
 
-/// The beginning of the line on stderr that says that all probes are attached.
-const ATTACHED: &str = "Tracing ";
+/// The beginnings of the line on stderr that says that all probes are attached.
+const ATTACHED: [&str; 2] = ["Tracing ", "Recording "];
 
 /// Path of the program under test.
 ///
@@ -108,7 +108,7 @@ impl Memtrace {
     fn wait_attached(&mut self) {
         wait_until("memtrace to attach", || {
             let stderr = self.stderr.text();
-            if stderr.lines().any(|line| line.starts_with(ATTACHED)) {
+            if stderr.lines().any(|line| ATTACHED.iter().any(|start| line.starts_with(start))) {
                 return true;
             }
             let ended = self.child.try_wait().expect("cannot wait for memtrace");
@@ -210,6 +210,12 @@ impl Memtrace {
         self.stdout.lines.load(Ordering::Relaxed)
     }
 
+    /// What it has printed to its standard error.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics
@@ -268,14 +274,14 @@ impl Finished {
         Memtrace::spawn_unattached(command).wait()
     }
 
-    /// The summary for people: the last line on stderr, but for one on what was given up.
+    /// The summary for people: the last line on stderr, but for a few on what was given up, watched or recorded.
     ///
     /// # Panics
     /// When there is none.
     #[must_use]
     #[track_caller]
     pub fn summary(&self) -> Counts {
-        let mut last = self.stderr.lines().rev().take(2);
+        let mut last = self.stderr.lines().rev().take(3);
         let counts = last.find_map(Counts::parse);
         counts.unwrap_or_else(|| panic!("no summary at the end of: {}", self.stderr))
     }

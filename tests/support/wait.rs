@@ -10,7 +10,7 @@ use crate::host::is_guest;
 /// How long anything may take. Far more than it needs, as a busy host is no failure of memtrace.
 #[must_use]
 pub fn budget() -> Duration {
-    Duration::from_mins(if is_guest() { 10 } else { 1 })
+    Duration::from_mins(if is_guest() { 10 } else { 2 })
 }
 
 /// How often the condition is looked at.

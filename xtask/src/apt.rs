@@ -70,8 +70,14 @@ impl Policy {
         self.packages.get(package)?.candidate.as_deref()
     }
 
-    /// Whether `package` can be had, as far as is known.
+    /// The version of `package` that is installed.
+    pub fn installed(&self, package: &str) -> Option<&str> {
+        self.packages.get(package)?.installed.as_deref()
+    }
+
+    /// Whether `package` can be had, as far as is known; it may have a version behind `=`.
     pub fn offers(&self, package: &str) -> bool {
+        let package = package.split('=').next().unwrap_or(package);
         !self.has_lists || self.candidate(package).is_some()
     }
 
@@ -88,9 +94,14 @@ pub fn update() -> Result<Command> {
     apt_get(&["update"], &[])
 }
 
-/// The command that installs `packages` without a question, and without taking anything away.
+/// The command that installs `packages` without a question, and without taking anything away. A version that one has
+/// behind `=` may be older than what is installed.
 pub fn install(packages: &[String]) -> Result<Command> {
-    apt_get(&["install", "--yes", "--no-install-recommends", "--no-remove"], packages)
+    let mut action = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
+    if packages.iter().any(|package| package.contains('=')) {
+        action.push("--allow-downgrades");
+    }
+    apt_get(&action, packages)
 }
 
 fn apt_get(action: &[&str], packages: &[String]) -> Result<Command> {
@@ -131,6 +142,19 @@ libold-dev:
         assert_eq!(policy.candidate("llvm-22-dev"), Some("1:22.1.8-1"));
         assert_eq!(policy.candidate("libold-dev"), None);
         assert_eq!(policy.candidate("never-heard-of"), None);
+    }
+
+    #[test]
+    fn only_a_named_version_may_be_older() {
+        let command = |packages: &[&str]| {
+            let packages: Vec<_> = packages.iter().map(|package| (*package).to_owned()).collect();
+            install(&packages).map(|command| process::shown(&command)).expect("a command")
+        };
+        assert!(!command(&["cpio"]).contains("downgrades"));
+        assert!(
+            command(&["cpio", "qemu-utils=1:7.2"])
+                .ends_with(" --allow-downgrades cpio qemu-utils=1:7.2")
+        );
     }
 
     #[test]

@@ -28,9 +28,9 @@ const KERNEL: &str = "6.1";
 const IN_GUEST: &str = "guest";
 
 /// All measures, in the bench's words.
-const MEASURES: [&str; 12] = [
-    "flood", "churn", "cpu", "rate", "burst", "slowdown", "start", "memory", "now", "growth",
-    "switch", IN_GUEST,
+const MEASURES: [&str; 14] = [
+    "flood", "churn", "cpu", "rate", "record", "report", "burst", "slowdown", "start", "memory",
+    "now", "growth", "switch", IN_GUEST,
 ];
 
 /// What was asked for.
@@ -49,7 +49,7 @@ pub struct Bench {
     /// be compared with them is not
     #[arg(long)]
     pub peers: bool,
-    /// Measure only this: flood, churn, cpu, rate, burst, slowdown, start, memory, now, growth, switch or guest; can be given several times
+    /// Measure only this: flood, churn, cpu, rate, record, report, burst, slowdown, start, memory, now, growth, switch or guest; can be given several times
     #[arg(long, value_name = "MEASURE", value_parser = MEASURES, hide_possible_values = true)]
     only: Vec<String>,
     #[command(flatten)]

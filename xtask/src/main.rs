@@ -16,6 +16,7 @@ mod guest;
 mod output;
 mod process;
 mod programs;
+mod readers;
 mod setup;
 mod tally;
 mod test;
@@ -92,10 +93,11 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Test(test) => {
             process::need_root("the integration tests")?;
             setup.tools()?;
+            setup.browser()?;
             if !test.no_guests {
                 setup.guest()?;
             }
-            test::run(&test)?;
+            test::run(&test, &setup.readers()?)?;
         }
         Command::Guest(guest) => {
             guest.check()?;

@@ -4,18 +4,20 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::apt::{self, Policy};
 use crate::bench;
+use crate::commands;
 use crate::ebpf::search::{
     DEBIAN_LLVM, Found, LINKER_VERSION, Missing, Places, TOOLCHAIN_VARIABLE, Toolchain, number,
 };
 use crate::guest;
 use crate::process;
+use crate::readers::{self, Readers};
 
 /// Debian's compiler with a `core` for BPF.
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
@@ -30,6 +32,15 @@ const GUEST: [&str; 8] = [
     "xz-utils",
     "e2fsprogs",
     "debian-archive-keyring",
+];
+
+/// What comes with the first of them.
+const QEMU_TOOLS: &str = "qemu-utils";
+
+/// What tests look at pages with, and a program or a file of each.
+const BROWSER: [(&str, &str); 2] = [
+    ("chromium", "/usr/bin/chromium"),
+    ("fonts-dejavu-core", "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"),
 ];
 
 /// Packages of other tracers, and a program of each.
@@ -118,7 +129,8 @@ impl Setup {
             return Ok(());
         }
         eprintln!("missing: {}, for guests", missing.join(", "));
-        let plan = self.plan(|_| Plan { packages: missing.clone(), linker: None })?;
+        let packages = |policy: &Policy| with_its_tools(missing.clone(), policy);
+        let plan = self.plan(|policy| Plan { packages: packages(policy), linker: None })?;
         self.carry_out(&plan)?;
         let missing = missing_for_guests();
         if !missing.is_empty() {
@@ -127,16 +139,50 @@ impl Setup {
         Ok(())
     }
 
+    /// Makes sure of the browser that tests look at pages with.
+    pub fn browser(&self) -> Result<()> {
+        self.packages(&BROWSER, "to look at pages with")
+    }
+
     /// Makes sure of the tracers that the bench compares memtrace with.
     pub fn peers(&self) -> Result<()> {
-        let missing = PEERS.into_iter().filter(|(_, program)| !Path::new(program).is_file());
-        let missing: Vec<_> = missing.map(|(package, _)| package.to_owned()).collect();
+        self.packages(&PEERS, "to compare with")
+    }
+
+    /// Makes sure of packages, each of which has brought its file if it is there.
+    fn packages(&self, packages: &[(&str, &str)], what_for: &str) -> Result<()> {
+        let missing = packages.iter().filter(|(_, file)| !Path::new(file).is_file());
+        let missing: Vec<_> = missing.map(|(package, _)| (*package).to_owned()).collect();
         if missing.is_empty() {
             return Ok(());
         }
-        eprintln!("missing: {}, to compare with", missing.join(", "));
+        eprintln!("missing: {}, {what_for}", missing.join(", "));
         let plan = self.plan(|_| Plan { packages: missing.clone(), linker: None })?;
         self.carry_out(&plan)
+    }
+
+    /// Makes sure of what reads memtrace's exports in the tests, and gives the Python that has it.
+    pub fn readers(&self) -> Result<PathBuf> {
+        let readers = Readers::new(commands::workspace()?)?;
+        if readers.are_there()? {
+            return Ok(readers.python());
+        }
+        eprintln!("missing: readers of memtrace's exports, packages of Python's");
+        if !readers::can_be_installed() {
+            let packages = vec![readers::PACKAGE.to_owned()];
+            let plan = self.plan(|_| Plan { packages: packages.clone(), linker: None })?;
+            self.carry_out(&plan)?;
+        }
+        let mut commands = readers.install();
+        if !self.install {
+            let commands: Vec<_> = commands.iter().map(process::shown).collect();
+            bail!("not installed because of `--no-install`: run\n  {}", commands.join("\n  "));
+        }
+        commands.iter_mut().try_for_each(announce)?;
+        if !readers.are_there()? {
+            bail!("everything is installed, and yet readers of memtrace's exports are missing");
+        }
+        Ok(readers.python())
     }
 
     /// Makes the plan that fits what apt has to offer, and finds out whether it can be carried out.
@@ -283,6 +329,20 @@ impl Plan {
     }
 }
 
+/// Qemu's tools have to be of the same version, where there are any: from elsewhere they may be newer, and would have
+/// to be taken away.
+fn with_its_tools(mut packages: Vec<String>, policy: &Policy) -> Vec<String> {
+    const QEMU: &str = GUEST[0];
+    if packages.iter().any(|package| package == QEMU)
+        && let (Some(version), Some(installed)) =
+            (policy.candidate(QEMU), policy.installed(QEMU_TOOLS))
+        && version != installed
+    {
+        packages.push(format!("{QEMU_TOOLS}={version}"));
+    }
+    packages
+}
+
 /// The packages that guests need, by whether what they are needed for is there.
 fn missing_for_guests() -> Vec<String> {
     let mke2fs = guest::image::mke2fs();
@@ -312,8 +372,9 @@ fn known_packages() -> Vec<String> {
     let llvm = (DEBIAN_LLVM..=NEWEST_LLVM).flat_map(llvm_packages);
     COMPILER
         .into_iter()
-        .chain(["rust-web-clippy"])
+        .chain(["rust-web-clippy", readers::PACKAGE, QEMU_TOOLS])
         .chain(GUEST)
+        .chain(BROWSER.map(|(package, _)| package))
         .chain(PEERS.map(|(package, _)| package))
         .map(str::to_owned)
         .chain(llvm)
@@ -396,6 +457,20 @@ mod tests {
             "this distribution's rustc-web is 1.85.0+dfsg3-1~deb12u3, older than 1.95: install a nightly with \
              `rustup toolchain install nightly --component rust-src` and run this again"
         );
+    }
+
+    #[test]
+    fn qemus_tools_are_of_its_version() {
+        let wanted = |policy: &Policy| {
+            with_its_tools(vec!["cpio".to_owned(), "qemu-system-x86".to_owned()], policy)
+        };
+        let tools = |installed| {
+            policy(&[("qemu-system-x86", "(none)", "7.2"), ("qemu-utils", installed, installed)])
+        };
+        assert_eq!(wanted(&tools("10.0")), ["cpio", "qemu-system-x86", "qemu-utils=7.2"]);
+        for settled in ["7.2", "(none)"] {
+            assert_eq!(wanted(&tools(settled)), ["cpio", "qemu-system-x86"]);
+        }
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::tally::{PROGRAM, Tally};
 
 /// Tells the integration tests which memtrace to test.
 const MEMTRACE_BIN: &str = "MEMTRACE_BIN";
+/// Tells them which Python can read memtrace's exports.
+const MEMTRACE_READERS: &str = "MEMTRACE_READERS";
 
 /// What was asked for.
 #[derive(Args)]
@@ -30,8 +32,8 @@ pub struct Test {
     filters: Vec<String>,
 }
 
-/// Runs the tests. One that fails does not keep the others from running.
-pub fn run(test: &Test) -> Result<()> {
+/// Runs the tests, with the Python that has the `readers` of exports. One that fails does not keep the others from running.
+pub fn run(test: &Test, readers: &Path) -> Result<()> {
     let workspace = commands::workspace()?;
     // What is shipped, and what it is tested with.
     let shipped = programs::build_shipped(workspace, &["memtrace"])?;
@@ -58,7 +60,7 @@ pub fn run(test: &Test) -> Result<()> {
         if !test.filters.is_empty() && program.tests(&test.filters)?.is_empty() {
             continue;
         }
-        let (succeeded, results) = run_here(program, memtrace, &test.filters)?;
+        let (succeeded, results) = run_here(program, memtrace, readers, &test.filters)?;
         tally.add(results);
         if !succeeded {
             failures.push(format!("error: `{}` failed", program.name));
@@ -90,10 +92,20 @@ pub fn run(test: &Test) -> Result<()> {
 }
 
 /// Runs integration tests as root on the running kernel, on the memtrace that is shipped. Gives whether all passed.
-fn run_here(program: &Program, memtrace: &Path, filters: &[String]) -> Result<(bool, Tally)> {
+fn run_here(
+    program: &Program,
+    memtrace: &Path,
+    readers: &Path,
+    filters: &[String],
+) -> Result<(bool, Tally)> {
     let memtrace = format!("{MEMTRACE_BIN}={}", memtrace.display());
-    let mut command: Command =
-        process::as_root(["env".as_ref(), memtrace.as_ref(), program.path.as_os_str()])?;
+    let readers = format!("{MEMTRACE_READERS}={}", readers.display());
+    let mut command: Command = process::as_root([
+        "env".as_ref(),
+        memtrace.as_ref(),
+        readers.as_ref(),
+        program.path.as_os_str(),
+    ])?;
     // They share one kernel, and each would see the stalls of another.
     command.args(["--test-threads=1", "--skip", GUEST_MODULE]).args(filters);
     run_tests(&program.name, &mut command)

@@ -13,19 +13,24 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::{
     flood::{Pace, Pair},
     host::pin,
-    programs::{Floor, RECORD, Writer},
+    programs::{Floor, RECORD as RECORD_BYTES, Writer},
     report::{Budget, Row},
-    setting::{EXTENDED, HISTOGRAM, JSON, Mode, ROWS, STALLS, STALLS_ONLY, Setting},
+    setting::{
+        EXTENDED, HISTOGRAM, JSON, Mode, RECORD, RECORD_ONLY, ROWS, STALLS, STALLS_ONLY, Setting,
+    },
 };
 
 /// Modes, and their budget in microseconds.
-const MODES: [(Mode, Option<f64>); 6] = [
+const MODES: [(Mode, Option<f64>); 8] = [
     (ROWS, Some(1.0)),
     (EXTENDED, None),
     (JSON, Some(1.0)),
     (HISTOGRAM, Some(0.2)),
     (STALLS, None),
     (STALLS_ONLY, None),
+    // At 100,000 a second a twentieth of a core.
+    (RECORD, Some(0.5)),
+    (RECORD_ONLY, Some(0.5)),
 ];
 
 const UNIT: &str = "us/stall";
@@ -71,7 +76,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let name = "a loop that only reads";
     let mut rows = vec![
         Row::new("CPU time: a loop that only reads the ring buffer", UNIT, floor.clone())
-            .noting(format!("records of {RECORD} bytes"))
+            .noting(format!("records of {RECORD_BYTES} bytes"))
             .losing(unread),
     ];
     for (((mode, budget), values), lost) in MODES.into_iter().zip(values).zip(lost) {

@@ -8,11 +8,11 @@ use crate::{
     flood::Pace,
     peers::{Peer, Rounds},
     report::{Budget, Row},
-    setting::{HISTOGRAM, Mode, ROWS, STACKS, STALLS, STALLS_ONLY, Setting, mib},
+    setting::{HISTOGRAM, Mode, RECORD, ROWS, STACKS, STALLS, STALLS_ONLY, Setting, mib},
     tracer::memory_of,
 };
 
-const MODES: [Mode; 5] = [ROWS, HISTOGRAM, STACKS, STALLS, STALLS_ONLY];
+const MODES: [Mode; 6] = [ROWS, HISTOGRAM, STACKS, STALLS, STALLS_ONLY, RECORD];
 
 const UNIT: &str = "MiB";
 
@@ -75,7 +75,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
 
 /// The kernel's symbols, for stacks and for the names of shrinkers, are beyond it.
 fn with_budget(row: Row, mode: Mode) -> Row {
-    if [STACKS, STALLS, STALLS_ONLY].contains(&mode) {
+    if [STACKS, STALLS, STALLS_ONLY, RECORD].contains(&mode) {
         row
     } else {
         row.within(Budget::Most(RESIDENT))

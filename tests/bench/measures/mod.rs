@@ -8,6 +8,8 @@ pub mod kernel;
 pub mod memory;
 pub mod now;
 pub mod rate;
+pub mod record;
+pub mod report;
 pub mod slowdown;
 pub mod start;
 pub mod switch;

@@ -72,6 +72,7 @@ const LEFT_OUT: &[LeftOut] = &[
         tests: &[
             "ends::",
             "errors::",
+            "exports::",
             "filters::by_path",
             "filters::by_several",
             "filters::by_user_name",
@@ -91,6 +92,7 @@ const LEFT_OUT: &[LeftOut] = &[
             "stacks::where_nothing",
             "now::filters_leave",
             "now::watching",
+            "page::",
             "stalls::coverage::certificate",
             "stalls::coverage::without_parts",
             "stalls::options::",

@@ -245,7 +245,7 @@ fn release(image: &[u8]) -> Option<&str> {
 }
 
 /// Where kernels are kept: they are large, do not change, and outlive the tree.
-fn cache() -> Result<PathBuf> {
+pub fn cache() -> Result<PathBuf> {
     let dir = env::var_os(CACHE_VARIABLE).map(PathBuf::from);
     let xdg = || Some(Path::new(&env::var_os("XDG_CACHE_HOME")?).join("memtrace"));
     let home = || Some(env::home_dir()?.join(".cache/memtrace"));

@@ -28,6 +28,8 @@ mod kernel;
 pub mod machine;
 mod watch;
 
+pub use kernel::cache;
+
 use boots::Boot;
 use kernel::{Files, Kernel};
 use machine::Machine;
