@@ -236,7 +236,7 @@ fn what_is_before_a_cut_is_there() -> Result<()> {
 
 #[test]
 fn a_full_disk_leaves_what_came_before() -> Result<()> {
-    let disk = Mount::with_options("tmpfs", c"size=64k")?;
+    let disk = Mount::with_options("tmpfs", c"size=256k")?;
     let path = disk.path().join("full.mtr");
     let cgroup = limited_cgroup()?;
     let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;

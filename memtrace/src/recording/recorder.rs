@@ -14,6 +14,8 @@ use crate::symbols::Frame;
 const STALLS_WAIT_NS: u64 = 1_000_000_000;
 /// The same of one with looks at the system alone.
 const LOOKS_WAIT_NS: u64 = 10_000_000_000;
+/// Bytes of a file for each row of a block: some ten times what a row takes.
+const BYTES_FOR_ROW: u64 = 128;
 /// Most stacks in user space whose names wait for their scope.
 const MOST_PINS: usize = 4096;
 
@@ -24,6 +26,8 @@ type Pin = (u32, Vec<u64>, Vec<Rc<Frame>>);
 #[derive(Debug)]
 pub struct Recorder {
     builder: Builder,
+    /// Rows after which a block is finished, if it is not full before.
+    most_rows: usize,
     scopes: bool,
     /// Shortest stall to take, in nanoseconds.
     min_ns: u64,
@@ -47,6 +51,7 @@ impl Recorder {
         let epoch_ns = since_1970_ns(names.clock.epoch());
         Self {
             builder: Builder::new(epoch_ns, scopes),
+            most_rows: usize::MAX,
             scopes,
             min_ns,
             has_stalls: false,
@@ -57,6 +62,13 @@ impl Recorder {
             pins: HashMap::new(),
             pinned: 0,
         }
+    }
+
+    /// Has blocks small enough that a file of so many bytes has room for several, and gives up few stalls at a time.
+    #[must_use]
+    pub fn for_size(self, bytes: u64) -> Self {
+        let rows = usize::try_from(bytes / BYTES_FOR_ROW).unwrap_or(usize::MAX);
+        Self { most_rows: rows, ..self }
     }
 
     /// Takes note of the clock of `names`, which the next stalls go by.
@@ -126,14 +138,14 @@ impl Recorder {
     #[must_use]
     pub fn is_due(&self, now_ns: u64) -> bool {
         let wait_ns = if self.has_stalls { STALLS_WAIT_NS } else { LOOKS_WAIT_NS };
-        self.builder.is_full()
+        self.is_full()
             || !self.builder.is_empty() && now_ns.saturating_sub(self.since_ns) >= wait_ns
     }
 
     /// Whether the present block is full.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.builder.is_full()
+        self.builder.is_full() || self.builder.len() >= self.most_rows
     }
 
     /// A block with nothing but how a recording ended, at `now_ns`, that is not a part of this one: it has the number

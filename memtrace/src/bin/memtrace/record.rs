@@ -19,7 +19,6 @@ use memtrace::{
         Counts, End, Flight, Looker, Meta, Note, Recorder, Settled,
         meta::{since_1970_ns, timestamp},
     },
-    symbols,
     trigger::{Cause, Trigger, Watch},
     view::Summary,
 };
@@ -33,12 +32,10 @@ use crate::{
     config::{FlightConfig, RecordConfig, Verbosity},
     episodes::say_coverage,
     flight::Files,
-    helper::Helper,
-    limits,
     output::say,
     privileges, protect,
     tape::{self, Sink, Tape, TapeFile},
-    trace::Stop,
+    trace::{Stop, run_loop},
 };
 
 /// How often to look at the ring buffer although the probes have not called.
@@ -59,29 +56,9 @@ const MOST_COUNTS: usize = 3600;
 
 /// Records as `config` says.
 pub fn run(config: &RecordConfig) -> Result<()> {
-    limits::check()?;
-    if config.verbosity == Verbosity::Verbose {
-        env_logger::Builder::new()
-            .filter_module("memtrace", log::LevelFilter::Debug)
-            .format_target(false)
-            .init();
-    }
-    // While there is one thread.
-    let helper = (config.request.user_stacks && symbols::can_look()).then(Helper::start);
-    let helper = helper.transpose().context("cannot start a process to find names of functions")?;
-    let (helper, socket) = helper.unzip();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
-    let recorded = runtime.block_on(async {
-        let mut stop = Stop::listen()?;
-        Run::start(config, socket)?.record(&mut stop).await
-    });
-    if let Some(helper) = helper {
-        helper.end();
-    }
-    recorded
+    run_loop(config.verbosity, config.request.user_stacks, async |helper, stop| {
+        Box::pin(Run::start(config, helper)?.record(stop)).await
+    })
 }
 
 /// Where blocks go.
@@ -217,6 +194,10 @@ impl<'a> Run<'a> {
         protect::reserve(0, true);
         // Of what was reserved.
         let recorder = Recorder::new(&names, config.scopes, config.min_ns, now_ns);
+        let recorder = match destination {
+            Destination::File(_) => recorder.for_size(config.max_size),
+            Destination::Flight(_) => recorder,
+        };
         let tape = Tape::new(destination, recorder, true);
         let run =
             Self { config, live, names, tape, recent: BTreeSet::new(), stalls: 0, now_ns, started };

@@ -65,30 +65,43 @@ pub fn run(config: &Config) -> Result<()> {
     if let Some(source) = &config.source {
         return replay::run(config, source);
     }
+    let asks = config.request.user_stacks;
+    run_loop(config.verbosity, asks, async |helper, stop| {
+        Box::pin(Run::start(config, helper)?.trace(stop)).await
+    })
+}
+
+/// Runs what waits for the probes, with the helper that names functions of programs where there are to be such, and
+/// the signals that end it. Must be called while this process has one thread.
+pub fn run_loop(
+    verbosity: Verbosity,
+    names_programs: bool,
+    work: impl AsyncFnOnce(Option<OwnedFd>, &mut Stop) -> Result<()>,
+) -> Result<()> {
     limits::check()?;
-    if config.verbosity == Verbosity::Verbose {
+    if verbosity == Verbosity::Verbose {
         env_logger::Builder::new()
             .filter_module("memtrace", log::LevelFilter::Debug)
             .format_target(false)
             .init();
     }
     // While there is one thread.
-    let helper = (config.request.user_stacks && symbols::can_look()).then(Helper::start);
+    let helper = (names_programs && symbols::can_look()).then(Helper::start);
     let helper = helper.transpose().context("cannot start a process to find names of functions")?;
     let (helper, socket) = helper.unzip();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    let traced = runtime.block_on(async {
+    let done = runtime.block_on(async {
         // Before the probes are attached, which takes a while.
         let mut stop = Stop::listen()?;
-        Box::pin(Run::start(config, socket)?.trace(&mut stop)).await
+        work(socket, &mut stop).await
     });
     if let Some(helper) = helper {
         helper.end();
     }
-    traced
+    done
 }
 
 /// The signals that end a run in good order.
@@ -195,7 +208,7 @@ impl<'a> Run<'a> {
             let mut meta = tape::describe(&config.request, &config.what, &live, &names);
             meta.began_ns = since_1970_ns(began);
             meta.interval_ns = config.interval_ns();
-            anyhow::Ok((TapeFile::create(path, &meta, *most)?, meta.scopes))
+            anyhow::Ok((TapeFile::create(path, &meta, *most)?, meta.scopes, *most))
         });
         let file = file.transpose()?;
         // As it is going to be read.
@@ -205,8 +218,9 @@ impl<'a> Run<'a> {
         let keys = keys.or(stacks.map(|folded| folded.max_stacks)).unwrap_or_default();
         protect::reserve(keys, records);
         // Of what was reserved.
-        let tape = file
-            .map(|(file, scopes)| Tape::new(file, Recorder::new(&names, scopes, 0, now_ns), false));
+        let tape = file.map(|(file, scopes, most)| {
+            Tape::new(file, Recorder::new(&names, scopes, 0, now_ns).for_size(most), false)
+        });
         let show = Show::new(config, names, flame, tells_functions, states);
         let run = Self { config, live, show, tape, torn: None, now_ns, began, started };
         let protection = protect::protect();
