@@ -410,13 +410,15 @@ fn limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
 
 #[test]
 fn too_little_of_anything_is_said_in_one_line() {
-    let limits: [(Change, &str); 3] = [
-        (|| limit(Resource::Nofile, 5, 5), "`ulimit -n`"),
-        (|| limit(Resource::As, 12 << 20, 12 << 20), "`ulimit -v`"),
-        (|| limit(Resource::Data, 1 << 20, 1 << 20), "`ulimit -d`"),
+    let flight = &["record", "--trigger", "oom", "-o", "/nonexistent", "-d", "100ms"];
+    let limits: [(Change, &[&str], &str); 4] = [
+        (|| limit(Resource::Nofile, 5, 5), &["drsnoop", "-d", "100ms"], "`ulimit -n`"),
+        (|| limit(Resource::As, 12 << 20, 12 << 20), &["drsnoop", "-d", "100ms"], "`ulimit -v`"),
+        (|| limit(Resource::As, 64 << 20, 64 << 20), flight, "`ulimit -v`"),
+        (|| limit(Resource::Data, 1 << 20, 1 << 20), &["drsnoop", "-d", "100ms"], "`ulimit -d`"),
     ];
-    for (limit, remedy) in limits {
-        let finished = after(limit, &["drsnoop", "-d", "100ms"]);
+    for (limit, args, remedy) in limits {
+        let finished = after(limit, args);
         assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
         assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
         assert!(finished.stderr.contains(remedy), "{}", finished.stderr);
@@ -424,11 +426,11 @@ fn too_little_of_anything_is_said_in_one_line() {
 }
 
 #[test]
-fn what_is_just_enough_is() {
+fn what_is_just_enough_is() -> Result<()> {
     let limits: [Change; 5] = [
         || limit(Resource::Nofile, 8, 1024),
-        || limit(Resource::As, 24 << 20, 24 << 20),
-        || limit(Resource::Data, 24 << 20, 24 << 20),
+        || limit(Resource::As, 32 << 20, 32 << 20),
+        || limit(Resource::Data, 32 << 20, 32 << 20),
         || limit(Resource::Memlock, 0, 0),
         || limit(Resource::Stack, 512 << 10, 512 << 10),
     ];
@@ -436,6 +438,12 @@ fn what_is_just_enough_is() {
         after(limit, &["drsnoop", "-e", "-d", "100ms"]).assert_success();
         after(limit, &["compactsnoop", "-K", "-d", "100ms"]).assert_success();
     }
+    let dir = TempDir::new()?;
+    let path = dir.path().join("enough.mtr");
+    let path = path.to_str().context("paths of tests are UTF-8")?;
+    let limit = || limit(Resource::As, 39 << 20, 39 << 20);
+    after(limit, &["record", "-K", "-o", path, "-d", "1200ms"]).assert_success();
+    Ok(())
 }
 
 #[test]

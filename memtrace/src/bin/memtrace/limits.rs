@@ -7,11 +7,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Descriptors that maps, probes and what they are attached with take at most while they are loaded,
 /// with some to spare.
 const FILES: u64 = 128;
-/// Bytes of memory that starting and tracing take at most, with some to spare.
-const MEMORY: u64 = 24 << 20;
+/// Bytes of memory that starting and tracing take at most, with some to spare: the most is taken by the names of
+/// the kernel's functions.
+const MEMORY: u64 = 32 << 20;
 
-/// Checks the limits. A soft limit on open files that is too low is raised, as every process may.
-pub fn check() -> Result<()> {
+/// Checks the limits, where `more` bytes of memory are needed than for tracing. A soft limit on open files that is
+/// too low is raised, as every process may.
+pub fn check(more: usize) -> Result<()> {
     let files = getrlimit(Resource::Nofile);
     if files.current.is_some_and(|soft| soft < FILES) {
         let enough = Rlimit { current: Some(FILES), ..files };
@@ -22,11 +24,12 @@ pub fn check() -> Result<()> {
             bail!("{FILES} open files are needed, and {allowed} allowed: raise `ulimit -n`");
         }
     }
+    let needed = MEMORY + more as u64;
     for (resource, option) in [(Resource::As, 'v'), (Resource::Data, 'd')] {
         if let Some(allowed) = getrlimit(resource).current
-            && allowed < MEMORY
+            && allowed < needed
         {
-            let [needed, allowed] = [MEMORY, allowed].map(|bytes| bytes >> 10);
+            let [needed, allowed] = [needed, allowed].map(|bytes| bytes >> 10);
             bail!(
                 "{needed} KiB of memory are needed, and {allowed} allowed: raise `ulimit -{option}`"
             );

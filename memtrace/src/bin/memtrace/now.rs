@@ -38,7 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Does what the arguments say.
 pub fn run(args: &Now) -> Result<()> {
-    limits::check()?;
+    limits::check(0)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

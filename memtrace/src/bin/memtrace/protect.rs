@@ -23,7 +23,7 @@ const HEAP_PER_KEY: usize = 1024;
 const MOST_HEAP_FOR_KEYS: usize = 2 << 20;
 /// Heap to have in advance for a recording: a block in the making, as it is laid out, and compressed, and a look at
 /// the system.
-const HEAP_FOR_RECORDING: usize = 7 << 20;
+pub const HEAP_FOR_RECORDING: usize = 7 << 20;
 /// From so many bytes on a part of memory is a large one.
 #[cfg(target_env = "gnu")]
 const LARGE: libc::c_int = 64 << 10;

@@ -56,7 +56,9 @@ const MOST_COUNTS: usize = 3600;
 
 /// Records as `config` says.
 pub fn run(config: &RecordConfig) -> Result<()> {
-    run_loop(config.verbosity, config.request.user_stacks, async |helper, stop| {
+    let memory = config.flight.as_ref().map_or(0, |flight| flight.memory);
+    let more = protect::HEAP_FOR_RECORDING + memory;
+    run_loop(config.verbosity, config.request.user_stacks, more, async |helper, stop| {
         Box::pin(Run::start(config, helper)?.record(stop)).await
     })
 }

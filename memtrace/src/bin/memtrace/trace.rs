@@ -66,19 +66,21 @@ pub fn run(config: &Config) -> Result<()> {
         return replay::run(config, source);
     }
     let asks = config.request.user_stacks;
-    run_loop(config.verbosity, asks, async |helper, stop| {
+    let more = if config.record.is_some() { protect::HEAP_FOR_RECORDING } else { 0 };
+    run_loop(config.verbosity, asks, more, async |helper, stop| {
         Box::pin(Run::start(config, helper)?.trace(stop)).await
     })
 }
 
 /// Runs what waits for the probes, with the helper that names functions of programs where there are to be such, and
-/// the signals that end it. Must be called while this process has one thread.
+/// the signals that end it. It takes `more` bytes of memory than tracing does. Must be called while this process has one thread.
 pub fn run_loop(
     verbosity: Verbosity,
     names_programs: bool,
+    more: usize,
     work: impl AsyncFnOnce(Option<OwnedFd>, &mut Stop) -> Result<()>,
 ) -> Result<()> {
-    limits::check()?;
+    limits::check(more)?;
     if verbosity == Verbosity::Verbose {
         env_logger::Builder::new()
             .filter_module("memtrace", log::LevelFilter::Debug)
