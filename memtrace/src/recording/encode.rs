@@ -10,6 +10,7 @@ use memtrace_common::record::{SHRINKERS, STACK_DEPTH, part};
 use serde::Serialize;
 
 use super::meta::Note;
+use super::rows::{Columns, Round, Spent};
 use super::sections::{Id, Writer, zigzag};
 use super::tables::{Class, Head, NamedPath, PathText, Rows, Thread, What, item, known};
 use crate::live::Event;
@@ -78,36 +79,6 @@ impl<T: Clone + Eq + Hash> Table<T> {
     }
 }
 
-/// The numbers of a round, or those in its place of a scope.
-#[derive(Clone, Copy, Debug, Default)]
-struct Round {
-    start_ns: u64,
-    duration_ns: u64,
-    thread: u32,
-    class: u32,
-    cpu: u32,
-    stack: u32,
-    user_stack: u32,
-    frag_index: i32,
-    gained: u64,
-    scanned: u64,
-    free: u64,
-    min: u64,
-    low: u64,
-    high: u64,
-}
-
-#[derive(Clone, Debug)]
-struct Spent {
-    start_ns: u64,
-    duration_ns: u64,
-    thread: u32,
-    cpu: u32,
-    callers: u32,
-    shrinkers: u32,
-    parts: [u64; part::COUNT],
-}
-
 /// What a stack in user space looked like when it was taken.
 type UserStack = (u32, Vec<u64>, Vec<Rc<Frame>>);
 
@@ -119,13 +90,15 @@ pub struct Builder {
     scopes_come: bool,
     /// By thread, what waits, with its place among all that came.
     inside: HashMap<u32, Vec<(u64, Stall)>, RandomState>,
+    /// Room for those of the next thread.
+    spare: Vec<(u64, Stall)>,
     came: u64,
     held_bytes: usize,
     threads: Table<Thread>,
     classes: Table<Class>,
     zones: Table<String>,
-    rounds: Vec<Round>,
-    scopes: Vec<Spent>,
+    rounds: Columns<14>,
+    scopes: Columns<{ 6 + part::COUNT }>,
     shrinkers: Vec<(u64, u64)>,
     stacks: Table<Vec<u64>>,
     user_stacks: Vec<UserStack>,
@@ -204,7 +177,7 @@ impl Builder {
     fn hold(&mut self, stall: Stall, names: &mut Names) {
         let tid = stall.tid;
         self.held_bytes += held_bytes(&stall);
-        let inside = self.inside.entry(tid).or_default();
+        let inside = self.inside.entry(tid).or_insert_with(|| std::mem::take(&mut self.spare));
         inside.push((self.came, stall));
         self.came += 1;
         // Those of scopes that were lost.
@@ -223,10 +196,12 @@ impl Builder {
     }
 
     fn release_thread(&mut self, tid: u32, names: &mut Names) {
-        for (_, stall) in self.inside.remove(&tid).unwrap_or_default() {
+        let Some(mut inside) = self.inside.remove(&tid) else { return };
+        for (_, stall) in inside.drain(..) {
             self.held_bytes -= held_bytes(&stall);
             self.round(&stall, names);
         }
+        self.spare = inside;
     }
 
     /// Takes the rounds whose scopes have not come.
@@ -372,7 +347,7 @@ impl Builder {
         let Stall { pid, tid, uid, comm, cgroup_id, .. } = *stall;
         let thread = self.thread(Thread { pid, tid, uid, comm, cgroup_id }, names);
         let mut round = Round {
-            start_ns: stall.start_ns,
+            end_ns: stall.start_ns.wrapping_add(stall.duration_ns),
             duration_ns: stall.duration_ns,
             thread,
             cpu: stall.cpu,
@@ -432,7 +407,7 @@ impl Builder {
         }
         round.class = number;
         self.spans(stall.start_ns, stall.start_ns.saturating_add(stall.duration_ns));
-        self.rounds.push(round);
+        self.rounds.push(round.row());
         self.order.push(item::ROUND);
     }
 
@@ -453,15 +428,16 @@ impl Builder {
             parts[part::SHRINKERS] = parts[part::SHRINKERS].saturating_add(*ns);
         }
         self.spans(scope.start_ns, scope.start_ns.saturating_add(scope.duration_ns));
-        self.scopes.push(Spent {
-            start_ns: scope.start_ns,
+        let spent = Spent {
+            end_ns: scope.start_ns.wrapping_add(scope.duration_ns),
             duration_ns: scope.duration_ns,
             thread,
             cpu: scope.cpu,
             callers,
             shrinkers: u32::try_from(apart.len()).unwrap_or(u32::MAX),
             parts,
-        });
+        };
+        self.scopes.push(spent.row());
         self.order.push(item::SCOPE);
     }
 
@@ -496,8 +472,11 @@ impl Builder {
         writer.column(Id::NoteUserStack, self.note_stacks.iter().map(|stack| (*stack).into()));
         self.write_tables();
         self.write_stacks();
-        self.write_rounds();
-        self.write_scopes();
+        let Self { writer, rounds, scopes, shrinkers, .. } = self;
+        rounds.write(Round::columns(), writer);
+        scopes.write(Spent::columns(), writer);
+        writer.column(Id::ShrinkerFunction, shrinkers.iter().map(|(function, _)| *function));
+        writer.column(Id::ShrinkerTime, shrinkers.iter().map(|(_, ns)| *ns));
     }
 
     fn write_tables(&mut self) {
@@ -534,52 +513,6 @@ impl Builder {
         writer.column(Id::UserStackFrames, stacks().map(|(_, _, frames)| frames.len() as u64));
         writer.column(Id::UserStackFrame, user_frame_numbers.iter().map(|frame| (*frame).into()));
     }
-
-    fn write_rounds(&mut self) {
-        let Self { writer, rounds, .. } = self;
-        let rows = || rounds.iter();
-        let ends = rows().map(|it| (it.start_ns, it.duration_ns));
-        writer.column(Id::RoundEnd, differences(ends));
-        writer.column(Id::RoundDuration, rows().map(|it| it.duration_ns));
-        writer.column(Id::RoundThread, rows().map(|it| it.thread.into()));
-        writer.column(Id::RoundClass, rows().map(|it| it.class.into()));
-        writer.column(Id::RoundCpu, rows().map(|it| it.cpu.into()));
-        writer.column(Id::RoundGained, rows().map(|it| it.gained));
-        writer.column(Id::RoundScanned, rows().map(|it| it.scanned));
-        writer.column(Id::RoundFree, rows().map(|it| it.free));
-        writer.column(Id::RoundMin, rows().map(|it| it.min));
-        writer.column(Id::RoundLow, rows().map(|it| it.low));
-        writer.column(Id::RoundHigh, rows().map(|it| it.high));
-        writer.column(Id::RoundIndex, rows().map(|it| zigzag(it.frag_index.into())));
-        writer.column(Id::RoundStack, rows().map(|it| it.stack.into()));
-        writer.column(Id::RoundUserStack, rows().map(|it| it.user_stack.into()));
-    }
-
-    fn write_scopes(&mut self) {
-        let Self { writer, scopes, shrinkers, .. } = self;
-        let rows = || scopes.iter();
-        let ends = rows().map(|it| (it.start_ns, it.duration_ns));
-        writer.column(Id::ScopeEnd, differences(ends));
-        writer.column(Id::ScopeDuration, rows().map(|it| it.duration_ns));
-        writer.column(Id::ScopeThread, rows().map(|it| it.thread.into()));
-        writer.column(Id::ScopeCpu, rows().map(|it| it.cpu.into()));
-        writer.column(Id::ScopeCallers, rows().map(|it| it.callers.into()));
-        writer.column(Id::ScopeShrinkers, rows().map(|it| it.shrinkers.into()));
-        for (part, number) in (0..part::COUNT).zip(Id::ScopePart.number()..) {
-            writer.numbered(number, rows().map(|it| it.parts[part]));
-        }
-        writer.column(Id::ShrinkerFunction, shrinkers.iter().map(|(function, _)| *function));
-        writer.column(Id::ShrinkerTime, shrinkers.iter().map(|(_, ns)| *ns));
-    }
-}
-
-/// Ends, each as its difference to the one before.
-fn differences(spans: impl Iterator<Item = (u64, u64)>) -> impl Iterator<Item = u64> {
-    let mut before: u64 = 0;
-    spans.map(move |(start_ns, duration_ns)| {
-        let end_ns = start_ns.wrapping_add(duration_ns);
-        zigzag(end_ns.wrapping_sub(std::mem::replace(&mut before, end_ns)).cast_signed())
-    })
 }
 
 /// Memory that a round takes while it waits, roughly.

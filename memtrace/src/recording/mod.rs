@@ -16,6 +16,7 @@ pub mod look;
 mod made;
 pub mod meta;
 pub mod recorder;
+mod rows;
 mod sections;
 pub mod store;
 mod tables;

@@ -107,11 +107,22 @@ impl Writer {
 
     /// Appends the column of that number.
     pub fn numbered(&mut self, number: u8, values: impl IntoIterator<Item = u64>) {
-        let Self { out, column } = self;
+        let mut column = std::mem::take(&mut self.column);
         column.clear();
         column.extend(values);
-        let base = column.iter().copied().min().unwrap_or_default();
-        let greatest = column.iter().copied().max().unwrap_or_default() - base;
+        self.numbers(number, &column);
+        self.column = column;
+    }
+
+    /// Appends the column of that number, which is there as a whole.
+    pub fn numbers(&mut self, number: u8, column: &[u64]) {
+        let out = &mut self.out;
+        let first = column.first().copied().unwrap_or_default();
+        // Most columns have one number only, and to find that out takes less than to find the least.
+        let differs = column.iter().fold(0, |bits, value| bits | (value ^ first)) != 0;
+        let least = || column.iter().copied().min().unwrap_or_default();
+        let base = if differs { least() } else { first };
+        let greatest = column.iter().fold(0, |bits, value| bits | (value - base));
         let width = 8 - greatest.leading_zeros() / 8;
         if base == 0 && width == 0 {
             // What is not there is zero.
