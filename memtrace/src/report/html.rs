@@ -6,12 +6,9 @@
 mod axis;
 mod charts;
 mod data;
-mod gathered;
-mod keyed;
-mod longest;
+mod drawn;
 mod looks;
 mod stacks;
-mod stat;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -25,11 +22,13 @@ use std::sync::atomic::AtomicU64;
 use base64::{engine::general_purpose::STANDARD, write::EncoderWriter};
 
 use self::axis::Axis;
-use self::data::Data;
-use self::gathered::{Gathered, Setting};
+use self::data::{Data, MOST_LONGEST, MOST_ROWS};
+use self::drawn::Drawn;
 use self::summary::Facts;
 use self::words::{InScript, html};
 use super::gather;
+use super::sources::Source;
+use super::totals::{Totals, boots};
 use crate::recording::Recording;
 
 /// The page, with names in double braces for what is put in.
@@ -41,10 +40,13 @@ pub static CHARTS: &[u8] = include_bytes!("../../assets/echarts.min.js.gz");
 
 /// Writes what the recordings come to as one page. `done` counts the blocks as they are done.
 pub fn write(recordings: &[Recording], done: &AtomicU64, out: &mut dyn Write) -> io::Result<()> {
-    let setting = Setting { axis: Axis::of(recordings), hosts: hosts(recordings) };
-    let (gathered, damaged) = gather(recordings, || Gathered::new(&setting), done);
-    let facts = Facts::of_all(&gathered, recordings, damaged);
-    let data = Data::of(gathered, &setting, recordings);
+    let (boots, axis) = (boots(recordings), Axis::of(recordings));
+    let make = || (Totals::new(&boots, MOST_LONGEST), Drawn::new(&axis));
+    let ((totals, drawn), damaged) = gather(recordings, make, done);
+    let source = Source { recordings, files: &[], boots: &boots, totals: &totals };
+    let findings = source.findings(MOST_ROWS);
+    let facts = Facts::of_all(&findings, &totals, recordings, damaged);
+    let data = Data::of(&findings, &drawn, &axis, recordings);
     let (nonce, mut out) = (nonce(), BufWriter::new(out));
     let mut rest = PAGE;
     while let Some((before, after)) = rest.split_once("{{") {
@@ -68,21 +70,6 @@ pub fn write(recordings: &[Recording], done: &AtomicU64, out: &mut dyn Write) ->
     }
     out.write_all(rest.as_bytes())?;
     out.flush()
-}
-
-/// By recording, the number of its host as it was between two boots.
-fn hosts(recordings: &[Recording]) -> Vec<usize> {
-    let mut known: Vec<(&str, &str)> = Vec::new();
-    let mut hosts = Vec::new();
-    for recording in recordings {
-        let host = (&*recording.meta.host, &*recording.meta.boot);
-        let at = known.iter().position(|it| *it == host && !host.1.is_empty());
-        hosts.push(at.unwrap_or_else(|| {
-            known.push(host);
-            known.len() - 1
-        }));
-    }
-    hosts
 }
 
 /// What the page's own scripts go by: nobody who has chosen a name in a recording can have known it.

@@ -4,18 +4,20 @@ use serde::Serialize;
 
 use super::axis::Axis;
 use super::charts::rows_ns;
-use super::gathered::{CgroupKey, Gathered, Kill, Setting};
-use super::keyed::Top;
-use super::longest::Long;
+use super::drawn::Drawn;
 use super::looks;
-use super::stat::Stat;
 use super::words::short;
-use crate::kind::Kind;
 use crate::recording::Recording;
+use crate::report::findings::Findings;
+use crate::report::rows::{self, Cgroup, Host, Stats};
+use crate::report::text::name_and_owner;
+use crate::stall::Zone;
 use crate::view::{Folded, flame};
 
 /// Most threads, processes and cgroups each.
-const MOST_ROWS: usize = 500;
+pub const MOST_ROWS: usize = 500;
+/// Most of the longest stalls.
+pub const MOST_LONGEST: usize = 100;
 /// Most bytes of names of functions in stacks.
 const MOST_FRAMES: usize = 256 << 10;
 /// Most bytes of a flame graph.
@@ -44,10 +46,11 @@ pub struct Data {
     marks: Vec<Mark>,
     pub kinds: Vec<Row<&'static str>>,
     orders: Vec<Row<Option<i32>>>,
-    zones: Vec<Row<(usize, String)>>,
+    zones: Vec<Row<String>>,
     pub threads: Table<(String, u32, u32, usize, Option<String>)>,
     processes: Table<(String, u32, usize)>,
     cgroups: Table<(Option<String>, usize)>,
+    targets: Table<(Option<String>, usize)>,
     longest: Vec<LongRow>,
     frames: Vec<String>,
     kills: Vec<KillRow>,
@@ -79,16 +82,38 @@ pub struct Table<K> {
     /// Those of the greatest total.
     pub rows: Vec<Row<K>>,
     /// How many others there were.
-    pub others: u64,
+    pub others: usize,
     /// Their total.
     others_ns: u64,
 }
 
+/// One of the longest stalls.
 #[derive(Debug, Serialize)]
-struct LongRow {
+pub struct LongRow {
+    /// When it began, in nanoseconds since 1970.
+    #[serde(skip)]
+    pub at_ns: i64,
     at_ms: f64,
-    #[serde(flatten)]
-    long: Long,
+    /// How long it lasted.
+    pub ns: u64,
+    /// The thread's name.
+    pub name: String,
+    /// The thread.
+    pub tid: u32,
+    /// Its process.
+    pub pid: u32,
+    uid: u32,
+    cpu: u32,
+    host: usize,
+    cgroup: Option<String>,
+    /// What held it up.
+    pub kind: &'static str,
+    order: Option<i32>,
+    zone: Option<String>,
+    target: Option<String>,
+    reclaimed: u64,
+    /// How the time was spent, the longest part first, each with its nanoseconds.
+    parts: Vec<(String, u64)>,
     kernel_frames: Vec<usize>,
     user_frames: Vec<usize>,
 }
@@ -104,18 +129,19 @@ struct KillRow {
 }
 
 impl<K> Row<K> {
-    fn of(key: K, stat: &Stat) -> Self {
-        let Stat { count, total_ns, max_ns, .. } = *stat;
-        let [p50, p99] = [50, 99].map(|per_cent| stat.percentile_ns(per_cent));
-        Self { key, stat: [count, total_ns, p50, p99, max_ns] }
+    fn of(key: K, stats: &Stats) -> Self {
+        let Stats { count, total_ns, p50_ns, p99_ns, max_ns } = *stats;
+        Self { key, stat: [count, total_ns, p50_ns, p99_ns, max_ns] }
     }
 }
 
 impl<K> Table<K> {
-    fn of<L, N>(top: Top<L, N>, key: impl Fn(L, N) -> K) -> Self {
-        let Top { rows, others, rest } = top;
-        let rows = rows.into_iter().map(|(known, stat, name)| Row::of(key(known, name), &stat));
-        Self { rows: rows.collect(), others, others_ns: rest.total_ns }
+    /// Of some rows of so many, of stalls that lasted so long all together.
+    fn of(rows: impl Iterator<Item = Row<K>>, count: usize, total_ns: u64) -> Self {
+        let rows: Vec<_> = rows.collect();
+        let shown_ns = rows.iter().fold(0, |sum: u64, row| sum.saturating_add(row.stat[1]));
+        let others = count.saturating_sub(rows.len());
+        Self { rows, others, others_ns: total_ns.saturating_sub(shown_ns) }
     }
 }
 
@@ -126,61 +152,76 @@ fn ms(ns: i64) -> f64 {
 
 impl Data {
     /// Puts together what was gathered.
-    pub fn of(gathered: Gathered<'_>, setting: &Setting, recordings: &[Recording]) -> Self {
-        let Axis { begin_ns, step_ns, columns, .. } = setting.axis;
-        let by_total = |a: &[u64; 5], b: &[u64; 5]| b[1].cmp(&a[1]);
-        let all_kinds = Kind::ALL.into_iter().chain([Kind::Memstall]);
-        let kinds = all_kinds.map(|kind| Row::of(kind.name(), &gathered.kinds[kind as usize]));
-        let mut kinds: Vec<_> = kinds.filter(|row| row.stat[0] != 0).collect();
-        kinds.sort_by(|a, b| by_total(&a.stat, &b.stat));
-        let orders = gathered.orders.iter().map(|(order, stat)| Row::of(*order, stat));
-        let zones = gathered.zones.iter().map(|(zone, stat)| Row::of(zone.clone(), stat));
-        let cgroup = |key: CgroupKey| match gathered.cgroups.name(&key) {
-            Some(Some(path)) => Some(path.clone()),
-            _ => key.1.map(|id| format!("id:{id}")),
-        };
-        let threads = Table::of(gathered.threads.top(MOST_ROWS), |(host, pid, tid), name| {
-            (short(name.comm.as_bytes()), tid, pid, host, cgroup((host, name.cgroup_id)))
+    pub fn of(
+        findings: &Findings,
+        drawn: &Drawn<'_>,
+        axis: &Axis,
+        recordings: &[Recording],
+    ) -> Self {
+        let Axis { begin_ns, step_ns, columns, .. } = *axis;
+        let hosts = Hosts::of(findings);
+        let total_ns = findings.stats.total_ns;
+        let Findings { kinds, orders, zones, threads, processes, cgroups, targets, .. } = findings;
+        let kinds = kinds.iter().map(|row| Row::of(row.kind.name(), &row.stats));
+        let orders = orders.iter().map(|row| Row::of(row.order, &row.stats));
+        let zones = zones.iter().filter_map(|row| {
+            let zone = Zone { node: row.node?, name: row.zone.clone()? };
+            Some(Row::of(zone_name(&zone), &row.stats))
         });
-        let processes = Table::of(gathered.processes.top(MOST_ROWS), |(host, pid), comm| {
-            (short(comm.as_bytes()), pid, host)
+        let threads = threads.iter().map(|row| {
+            let (name, tid) = (short(row.comm.as_bytes()), row.tid.unwrap_or_default());
+            let (host, cgroup) = (hosts.number(&row.host), cgroup_name(&row.cgroup));
+            Row::of((name, tid, row.pid, host, cgroup), &row.stats)
         });
-        let cgroups = Table::of(gathered.cgroups.top(MOST_ROWS), |(host, id), path| {
-            (path.or_else(|| id.map(|id| format!("id:{id}"))), host)
+        let processes = processes.iter().map(|row| {
+            let key = (short(row.comm.as_bytes()), row.pid, hosts.number(&row.host));
+            Row::of(key, &row.stats)
         });
-        let held = gathered
+        let cgroups = cgroups
+            .iter()
+            .map(|row| Row::of((cgroup_name(&row.cgroup), hosts.number(&row.host)), &row.stats));
+        let targets = targets.iter().map(|row| {
+            let name = match row.global {
+                Some(true) => Some("the host".to_owned()),
+                _ => cgroup_name(&row.cgroup),
+            };
+            Row::of((name, hosts.number(&row.host)), &row.stats)
+        });
+        let held = drawn
             .held
-            .columns(&setting.axis)
+            .columns(axis)
             .map(|(kind, ns)| (kind.name(), ns.into_iter().map(|ns| ns / 1000).collect()));
         let mut frames = Frames::default();
-        let longest = gathered.longest.into_rows().map(|long| LongRow::of(long, &mut frames));
+        let longest = findings.longest.iter().map(|row| LongRow::of(row, &hosts, &mut frames));
         let longest = longest.collect();
         let page_size = recordings.first().map_or(4096, |recording| recording.meta.page_size);
-        let (flame, flame_note) = flame_graph(&gathered.stacks.folded);
-        let kills: Vec<_> = gathered.kills.iter().take(MOST_KILLS).map(KillRow::of).collect();
+        let (flame, flame_note) = flame_graph(&drawn.stacks.folded);
+        let kills = findings.oom_kills.iter().take(MOST_KILLS);
+        let kills: Vec<_> = kills.map(|row| KillRow::of(row, &hosts)).collect();
         Self {
             begin_ms: ms(begin_ns),
             step_ms: step_ns as f64 / 1e6,
             columns,
-            hosts: hosts(setting, recordings),
             rows_ns: rows_ns().to_vec(),
-            heat: gathered.heat.cells(),
+            heat: drawn.heat.cells(),
             held: held.collect(),
-            looks: gathered.looks.shown(&setting.axis, page_size),
+            looks: drawn.looks.shown(axis, page_size),
             marks: marks(&kills, recordings),
-            kinds,
+            kinds: kinds.collect(),
             orders: orders.collect(),
             zones: zones.collect(),
-            threads,
-            processes,
-            cgroups,
+            threads: Table::of(threads, findings.nr_threads, total_ns),
+            processes: Table::of(processes, findings.nr_processes, total_ns),
+            cgroups: Table::of(cgroups, findings.nr_cgroups, total_ns),
+            targets: Table::of(targets, findings.nr_targets, total_ns),
             longest,
             frames: frames.texts,
             kills,
-            killed: gathered.killed,
+            killed: findings.nr_oom_kills,
             flame,
             flame_note,
-            stacks: listed(&gathered.stacks.folded),
+            stacks: listed(&drawn.stacks.folded),
+            hosts: hosts.names(),
         }
     }
 
@@ -193,20 +234,42 @@ impl Data {
     }
 
     /// The longest stall.
-    pub fn longest(&self) -> Option<&Long> {
-        self.longest.first().map(|row| &row.long)
+    pub fn longest(&self) -> Option<&LongRow> {
+        self.longest.first()
     }
 }
 
-/// Each host's name, by its number.
-fn hosts(setting: &Setting, recordings: &[Recording]) -> Vec<String> {
-    let count = setting.hosts.iter().max().map_or(0, |last| last + 1);
-    let name = |host| {
-        let at = setting.hosts.iter().position(|known| *known == host);
-        let recording = at.and_then(|at| recordings.get(at));
-        recording.map_or_else(String::new, |recording| short(recording.meta.host.as_bytes()))
-    };
-    (0..count).map(name).collect()
+/// Hosts by number, each as it was booted once.
+struct Hosts<'a>(Vec<&'a Host>);
+
+impl<'a> Hosts<'a> {
+    fn of(findings: &'a Findings) -> Self {
+        let mut known: Vec<&Host> = Vec::new();
+        for recorded in &findings.recordings {
+            if !known.contains(&&recorded.host) {
+                known.push(&recorded.host);
+            }
+        }
+        Self(known)
+    }
+
+    fn number(&self, host: &Host) -> usize {
+        self.0.iter().position(|known| *known == host).unwrap_or_default()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.iter().map(|host| short(host.host.as_bytes())).collect()
+    }
+}
+
+fn cgroup_name(cgroup: &Cgroup) -> Option<String> {
+    let is_known = cgroup.id.is_some() || cgroup.path.is_some();
+    is_known.then(|| short(name_and_owner(cgroup).as_bytes()))
+}
+
+/// A zone as `node/name`.
+fn zone_name(zone: &Zone) -> String {
+    short(format!("{}/{}", zone.node, zone.name).as_bytes())
 }
 
 fn marks(kills: &[KillRow], recordings: &[Recording]) -> Vec<Mark> {
@@ -217,22 +280,41 @@ fn marks(kills: &[KillRow], recordings: &[Recording]) -> Vec<Mark> {
 }
 
 impl LongRow {
-    fn of(mut long: Long, frames: &mut Frames) -> Self {
-        let kernel_frames = frames.numbers(std::mem::take(&mut long.kernel));
-        let user_frames = frames.numbers(std::mem::take(&mut long.user));
-        Self { at_ms: ms(long.at_ns), long, kernel_frames, user_frames }
+    fn of(row: &rows::LongRow, hosts: &Hosts<'_>, frames: &mut Frames) -> Self {
+        let rows::LongRow { long, host, cgroup, target } = row;
+        let parts = long.parts.iter().flatten();
+        Self {
+            at_ns: long.at_ns,
+            at_ms: ms(long.at_ns),
+            ns: long.duration_ns,
+            name: short(long.thread.comm.as_bytes()),
+            tid: long.thread.tid,
+            pid: long.thread.pid,
+            uid: long.thread.uid,
+            cpu: long.cpu,
+            host: hosts.number(host),
+            cgroup: cgroup_name(cgroup),
+            kind: long.kind.name(),
+            order: long.order,
+            zone: long.zone.as_ref().map(zone_name),
+            target: cgroup_name(target),
+            reclaimed: long.nr_reclaimed,
+            parts: parts.map(|(part, ns)| (short(part.as_bytes()), *ns)).collect(),
+            kernel_frames: frames.numbers(&long.stack),
+            user_frames: frames.numbers(&long.user_stack),
+        }
     }
 }
 
 impl KillRow {
-    fn of(Kill { at_ns, host, oom }: &Kill) -> Self {
+    fn of(row: &rows::KillRow, hosts: &Hosts<'_>) -> Self {
         Self {
-            at_ms: ms(*at_ns),
-            host: *host,
-            name: short(oom.comm.as_bytes()),
-            pid: oom.pid,
-            victim: oom.victim_comm.map(|comm| short(comm.as_bytes())),
-            victim_pid: oom.victim_pid,
+            at_ms: ms(row.time),
+            host: hosts.number(&row.host),
+            name: short(row.comm.as_bytes()),
+            pid: row.pid,
+            victim: row.victim_comm.map(|comm| short(comm.as_bytes())),
+            victim_pid: row.victim_pid,
         }
     }
 }
@@ -246,8 +328,8 @@ struct Frames {
 }
 
 impl Frames {
-    fn numbers(&mut self, texts: Vec<String>) -> Vec<usize> {
-        texts.into_iter().map(|text| self.number(text)).collect()
+    fn numbers(&mut self, texts: &[String]) -> Vec<usize> {
+        texts.iter().map(|text| self.number(short(text.as_bytes()))).collect()
     }
 
     fn number(&mut self, text: String) -> usize {

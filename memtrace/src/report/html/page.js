@@ -188,12 +188,15 @@
       { id: "cgroups", title: "Cgroups", note: others(data.cgroups), rows: data.cgroups.rows, columns: [
         { name: "Cgroup", of: (row) => row.key[0], long: true },
         ...onHost((row) => row.key[1]), ...stats], sort: "Stalled" },
+      { id: "targets", title: "Reclaimed from", note: others(data.targets), rows: data.targets.rows, columns: [
+        { name: "Cgroup, or the host", of: (row) => row.key[0], long: true },
+        ...onHost((row) => row.key[1]), ...stats], sort: "Stalled" },
       { id: "kinds", title: "Kinds", rows: data.kinds, columns: [{ name: "Kind", of: (row) => row.key }, ...stats],
         sort: "Stalled", filter: false },
       { id: "orders", title: "Orders", note: "Allocations are of 2^order pages. A dash is where the kernel does not tell.",
         rows: data.orders, columns: [{ name: "Order", of: (row) => row.key, number: true }, ...stats], sort: "Stalled", filter: false },
       { id: "zones", title: "Zones", note: "Zones that were compacted, as node/name.", rows: data.zones, columns: [
-        { name: "Zone", of: (row) => row.key[1] }, ...onHost((row) => row.key[0]), ...stats], sort: "Stalled", filter: false },
+        { name: "Zone", of: (row) => row.key }, ...stats], sort: "Stalled", filter: false },
       { id: "longest", title: "Longest stalls", rows: data.longest, detail, columns: [
         { name: "Began", of: (row) => row.at_ms, show: at, number: true },
         { name: "Lasted", of: (row) => row.ns, show: span, number: true },

@@ -5,10 +5,11 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::data::{Data, Row};
-use super::gathered::Gathered;
 use super::words::{html, short};
 use crate::recording::meta::timestamp;
 use crate::recording::{Counts, End, Meta, Missing, Recording};
+use crate::report::findings::Findings;
+use crate::report::totals::Totals;
 use crate::view::words::Span;
 
 /// Most recordings that are told one by one.
@@ -24,11 +25,17 @@ pub struct Facts {
 
 impl Facts {
     /// Of all recordings; `damaged` blocks in all of them could not be read.
-    pub fn of_all(gathered: &Gathered<'_>, recordings: &[Recording], damaged: u64) -> Vec<Self> {
-        let each = recordings.iter().enumerate().take(MOST).map(|(number, recording)| {
-            let end = gathered.ends.get(&number);
-            let counts = gathered.counts.get(&number).copied().unwrap_or_default();
-            Self::of(recording, end, counts, gathered.span_ns(number, recording))
+    pub fn of_all(
+        findings: &Findings,
+        totals: &Totals,
+        recordings: &[Recording],
+        damaged: u64,
+    ) -> Vec<Self> {
+        let known = recordings.iter().zip(&totals.seen).zip(&findings.recordings);
+        let each = known.take(MOST).map(|((recording, seen), recorded)| {
+            let end = seen.end.as_ref();
+            let counts = end.map(|end| end.counts).or(seen.counts).unwrap_or_default();
+            Self::of(recording, end, counts, (recorded.since, recorded.time))
         });
         let mut all: Vec<_> = each.collect();
         if recordings.len() > MOST {
@@ -135,7 +142,7 @@ pub fn summary(data: &Data, facts: &[Facts]) -> String {
     if count == 0 {
         text += "No stall is in the recording.";
     } else {
-        let threads = data.threads.rows.len() as u64 + data.threads.others;
+        let threads = data.threads.rows.len() + data.threads.others;
         text += &html(&format!(
             "{count} stalls held {threads} threads up for {} all together.",
             Long(Duration::from_nanos(total_ns))

@@ -126,7 +126,15 @@ fn sums_are_those_of_the_stalls() {
         let tid = u32::try_from(n % 700).expect("small");
         let start_ns = SECOND + n * 1_000_000;
         let stall = if n % 3 == 0 { compaction() } else { reclaim() };
-        maker.event(Event::Stall(Stall { start_ns, duration_ns, tid, pid: tid / 7, ..stall }));
+        let comm = reclaim().comm;
+        maker.event(Event::Stall(Stall {
+            start_ns,
+            duration_ns,
+            tid,
+            pid: tid / 7,
+            comm,
+            ..stall
+        }));
     }
     let data = data(&page(&[maker.end()]));
     let sum = |rows: &serde_json::Value, at: usize| -> u64 {

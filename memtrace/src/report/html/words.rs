@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 
-use crate::stall::Zone;
 use crate::text::Printable;
 
 /// Most characters of a name in the page.
@@ -20,11 +19,6 @@ pub fn short(bytes: &[u8]) -> String {
     let head: String = text.chars().take(head).collect();
     let tail: String = text.chars().skip(count - tail).collect();
     format!("{head}…{tail}")
-}
-
-/// A zone as `node/name`.
-pub fn zone_name(zone: &Zone) -> String {
-    short(format!("{}/{}", zone.node, zone.name).as_bytes())
 }
 
 /// Text in HTML, also as the value of an attribute.
