@@ -167,6 +167,57 @@ fn one_recording_is_for_all_commands_and_filters() -> Result<()> {
 }
 
 #[test]
+fn what_was_not_recorded_is_told() -> Result<()> {
+    let dir = TempDir::new()?;
+    let path = dir.path().join("filtered.mtr");
+    let from = |args: &[&str]| memtrace(&[args, &["--from", text(&path)]].concat()).stderr;
+    let me = std::process::id().to_string();
+    record_churn(&["record", "-o", text(&path), "-n", "memload", "-m", "10us"], HITS / 8)?;
+    let told = from(&["stalls", "-p", &me]);
+    assert!(told.contains(" with --comm memload --min-latency 10us..."), "{told}");
+    assert!(told.contains("longest stall of what the other filters let pass of PID"), "{told}");
+
+    record_churn(&["drsnoop", "--record", text(&path), "-p", &me], HITS / 8)?;
+    let told = from(&["stalls", "-p", &me, "-p", "1"]);
+    assert!(told.contains(&format!("with --pid {me}...")), "{told}");
+    // Of the one process all was recorded, of the other nothing.
+    assert!(told.contains(&format!("longest stall of PID {me}")), "{told}");
+    assert!(told.contains("longest stall of what the other filters let pass of PID 1"), "{told}");
+    assert!(told.contains("6 of 14 kinds watched") && told.contains("not recorded"), "{told}");
+    let told = from(&["compactsnoop"]);
+    assert!(told.contains("only: not compaction, background"), "{told}");
+    let told = from(&["drsnoop"]);
+    assert!(!told.contains("only: not"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn verdicts_do_not_depend_on_what_else_is_shown() -> Result<()> {
+    let dir = TempDir::new()?;
+    let path = dir.path().join("thrash.mtr");
+    let mut load = Load::of(memload(), &["thrash", "--duration", "5m"])?;
+    let recorder = Memtrace::start(&["record", "-o", text(&path)]);
+    let begun = fs::metadata(&path)?.len();
+    load.go()?;
+    let verdicts = |args: &[&str]| {
+        let finished = memtrace(&[&["stalls", "--json", "--from", text(&path)], args].concat());
+        let is_verdict = |line: &&str| line.starts_with(r#"{"type":"verdict""#);
+        finished.stdout.lines().filter(is_verdict).map(str::to_owned).collect::<Vec<_>>()
+    };
+    wait_until("a verdict", || {
+        fs::metadata(&path).is_ok_and(|now| now.len() > begun) && !verdicts(&[]).is_empty()
+    });
+    load.stop()?;
+    recorder.stop().assert_success();
+    let all = verdicts(&[]);
+    assert!(!all.is_empty());
+    for args in [&["-m", "1ms"][..], &["-m", "1h"], &["--rounds"], &["--kind", "oom"]] {
+        assert_eq!(verdicts(args), all, "{args:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn standard_input_is_as_good_as_a_file() -> Result<()> {
     let dir = TempDir::new()?;
     let (path, _) = recorded(&dir)?;

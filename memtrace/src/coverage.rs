@@ -21,6 +21,11 @@ impl Coverage {
         }
     }
 
+    /// One more kind was asked for, and is not watched.
+    pub fn add_lacking(&mut self, kind: Kind, why: &str) {
+        self.0.push((kind, Some(why.to_owned())));
+    }
+
     /// The same of these kinds alone.
     #[must_use]
     pub fn only(&self, kinds: &[Kind]) -> Self {

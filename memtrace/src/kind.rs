@@ -112,12 +112,16 @@ impl Kind {
                 ReclaimKind::Node => Self::Node,
                 ReclaimKind::Proactive => Self::Proactive,
             },
-            Detail::Compaction(compaction) => match compaction.cause {
-                Cause::Direct => Self::Compaction,
-                Cause::Kcompactd | Cause::Proactive | Cause::Manual | Cause::Other => {
-                    Self::Background
-                }
-            },
+            Detail::Compaction(compaction) => Self::of_compaction(compaction.cause),
+        }
+    }
+
+    /// The kind of compaction for that cause.
+    #[must_use]
+    pub fn of_compaction(cause: Cause) -> Self {
+        match cause {
+            Cause::Direct => Self::Compaction,
+            Cause::Kcompactd | Cause::Proactive | Cause::Manual | Cause::Other => Self::Background,
         }
     }
 

@@ -89,6 +89,23 @@ pub enum Subject {
     Stalls(Stalls),
 }
 
+impl Subject {
+    /// The kinds that it has.
+    #[must_use]
+    pub fn kinds(&self) -> Vec<Kind> {
+        let is_of = |kind: &Kind| match self {
+            Self::Reclaim(kinds) => {
+                kinds.iter().any(|reclaim| kind.reclaim_name() == Some(reclaim.name()))
+            }
+            Self::Compaction(causes) => {
+                causes.iter().any(|cause| Kind::of_compaction(*cause) == *kind)
+            }
+            Self::Stalls(stalls) => stalls.kinds.contains(kind),
+        };
+        Kind::ALL.into_iter().filter(is_of).collect()
+    }
+}
+
 /// What of all mechanisms to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stalls {

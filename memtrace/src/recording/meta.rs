@@ -31,6 +31,10 @@ pub struct Meta {
     pub page_size: u64,
     /// What was traced, in words.
     pub what: String,
+    /// Only threads of these processes were traced; all where there are none.
+    pub processes: Vec<u32>,
+    /// What else a stall had to pass to be recorded, as options of the command line.
+    pub filters: Vec<String>,
     /// When it began, in nanoseconds since 1970.
     pub began_ns: i64,
     /// When the run of memtrace began that made it, likewise: what a flight recorder writes is of the same run, and
@@ -93,6 +97,29 @@ impl Meta {
         let missing = coverage.missing();
         let missing = missing.map(|(kind, why)| (kind.name().to_owned(), Some(why.to_owned())));
         self.kinds = watched.chain(missing).collect();
+    }
+
+    /// All that a stall had to pass to be recorded, as options of the command line; empty where all were.
+    #[must_use]
+    pub fn all_filters(&self) -> String {
+        let pids: Vec<_> = self.processes.iter().map(u32::to_string).collect();
+        let pids = (!pids.is_empty()).then(|| format!("--pid {}", pids.join(",")));
+        let all: Vec<_> = pids.into_iter().chain(self.filters.iter().cloned()).collect();
+        all.join(" ")
+    }
+
+    /// Whether all stalls of a process were recorded, of those kinds that were watched.
+    #[must_use]
+    pub fn has_all_of(&self, pid: u32) -> bool {
+        self.filters.is_empty() && (self.processes.is_empty() || self.processes.contains(&pid))
+    }
+
+    /// Of some kinds, those that were not even asked for. Where it is not known which were, there are none.
+    #[must_use]
+    pub fn kinds_left_out(&self, kinds: &[Kind]) -> Vec<Kind> {
+        let is_known = |kind: &&Kind| self.kinds.iter().any(|(name, _)| name == kind.name());
+        let unknown = kinds.iter().filter(|kind| !is_known(kind)).copied();
+        if self.kinds.is_empty() { Vec::new() } else { unknown.collect() }
     }
 
     /// Names of flags.

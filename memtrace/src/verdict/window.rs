@@ -118,6 +118,13 @@ impl Verdicts {
         window.evidence(now_ns).judge_target(state.as_ref())
     }
 
+    /// Reads the target's state if that is old, so that what is said of it does not depend on when it is asked for.
+    pub fn look(&mut self, target: u64, now_ns: u64, states: &mut impl States) {
+        if let Some(window) = self.targets.get_mut(&target) {
+            window.state(target, now_ns, states);
+        }
+    }
+
     /// Judges one stall in `target` by itself, with the state that [`Verdicts::judge`] would have.
     pub fn judge_one(
         &mut self,

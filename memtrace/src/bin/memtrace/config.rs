@@ -35,6 +35,8 @@ pub struct Config {
     pub flame: Option<(PathBuf, FoldedOptions)>,
     /// What is traced, in the words of the first line.
     pub what: String,
+    /// What stalls have to pass beside processes, as options of the command line.
+    pub filters: Vec<String>,
     /// Stop after this time.
     pub duration: Option<Duration>,
     /// Time between histograms.
@@ -64,6 +66,8 @@ pub struct RecordConfig {
     pub request: Request,
     /// What is recorded, in the words of the first line.
     pub what: String,
+    /// What stalls have to pass beside processes, as options of the command line.
+    pub filters: Vec<String>,
     /// Whether rounds come in scopes.
     pub scopes: bool,
     /// Shortest stall to record, in nanoseconds.
@@ -110,6 +114,7 @@ impl RecordConfig {
         Ok(Self {
             request,
             what,
+            filters: filters(&args.who, args.min_latency),
             scopes: parts,
             min_ns: args.min_latency.map_or(0, nanoseconds),
             output: args.output.clone(),
@@ -279,6 +284,7 @@ impl Config {
             view,
             flame: args.flame.clone().map(|path| (path, folded)),
             what,
+            filters: filters(&args.who, args.min_latency.filter(|_| !is_stalls)),
             duration: args.duration,
             interval: args.interval.map(|seconds| Duration::from_secs(seconds.into())),
             count: args.count,
@@ -308,6 +314,21 @@ pub fn make_filter(args: &Who) -> Result<Filter> {
         cgroup: cgroup.context("cannot filter by --cgroup")?,
         min_ns: 0,
     })
+}
+
+/// What was asked for beside processes, as it is given on the command line.
+fn filters(args: &Who, min_latency: Option<Duration>) -> Vec<String> {
+    let Who { pid: _, tid, uid, comm, cgroup } = args;
+    let tids: Vec<_> = tid.iter().map(u32::to_string).collect();
+    let filters = [
+        (!tids.is_empty()).then(|| format!("--tid {}", tids.join(","))),
+        uid.as_ref().map(|uid| format!("--uid {uid}")),
+        comm.as_ref().map(|comm| format!("--comm {comm}")),
+        cgroup.as_ref().map(|cgroup| format!("--cgroup {}", cgroup.display())),
+        // As the option takes it.
+        min_latency.map(|min| format!("--min-latency {}", format!("{min:?}").replace('µ', "u"))),
+    ];
+    filters.into_iter().flatten().collect()
 }
 
 /// The same of a recording, whose threads and cgroups may be those of another host and time.

@@ -113,6 +113,9 @@ impl Shown {
     ) -> u64 {
         while let Some((target, round)) = self.episodes.next_evidence() {
             self.verdicts.round(target, &round);
+            // Whatever is shown: what was read back is known from one look to the next.
+            let mut states = Asked { source: &mut self.states, cgroups: &mut names.cgroups };
+            self.verdicts.look(target, round.end_ns, &mut states);
         }
         let mut count = 0;
         while let Some(mut episode) = self.episodes.next_finished() {

@@ -181,7 +181,7 @@ impl<'a> Run<'a> {
         let now_ns = monotonic_ns();
         let meta = Meta {
             scopes: config.scopes,
-            ..tape::describe(&config.request, &config.what, &live, &names)
+            ..tape::describe(&config.request, (&config.what, &config.filters), &live, &names)
         };
         let mut kept = CapabilitySet::DAC_READ_SEARCH;
         let destination = match (&config.flight, files) {

@@ -22,6 +22,7 @@ use memtrace::{
     },
     stall::Detail,
     symbols::Symbols,
+    text::Printable,
 };
 
 use crate::{
@@ -38,9 +39,21 @@ const STDIN: &str = "-";
 pub fn run(config: &Config, source: &Source) -> Result<()> {
     let recording = open(&source.path)?;
     let what = || shown_name(&source.path);
+    let meta = &recording.meta;
     if config.verbosity != Verbosity::Quiet {
-        let host = memtrace::text::Printable(recording.meta.host.as_bytes());
-        say(format_args!("Showing {} of {}, recorded on {host}...", config.what, what()));
+        let host = Printable(meta.host.as_bytes());
+        let filters = meta.all_filters();
+        let with = if filters.is_empty() { "" } else { " with " };
+        let filters = Printable(filters.as_bytes());
+        let subject = &config.what;
+        say(format_args!("Showing {subject} of {}, recorded on {host}{with}{filters}...", what()));
+    }
+    let left_out = meta.kinds_left_out(&config.request.subject.kinds());
+    if !left_out.is_empty() && !matches!(config.request.subject, Subject::Stalls(_)) {
+        let names: Vec<_> = left_out.iter().map(|kind| kind.name()).collect();
+        let recorded = Printable(meta.what.as_bytes());
+        let names = names.join(", ");
+        say(format_args!("memtrace: {} has {recorded} only: not {names}", what()));
     }
     if let Some(line) = missing(&recording.missing) {
         say(format_args!("memtrace: {}: {line}", what()));
@@ -299,12 +312,21 @@ impl Replay<'_> {
         let at = timestamp(ended.at_ns);
         let summary = ended.summary(self.show.stalls);
         let coverage = match &self.config.request.subject {
-            Subject::Stalls(stalls) => recording.meta.coverage().only(&stalls.kinds),
+            Subject::Stalls(stalls) => {
+                let mut coverage = recording.meta.coverage().only(&stalls.kinds);
+                for kind in recording.meta.kinds_left_out(&stalls.kinds) {
+                    coverage.add_lacking(kind, "not recorded");
+                }
+                coverage
+            }
             Subject::Reclaim(_) | Subject::Compaction(_) => Coverage::default(),
         };
         let gone = |pid| ended.gone.contains(&pid);
         let certify = |shown: &Shown| shown.certificates(&coverage, &summary, 0, gone);
-        let certificates = self.show.episodes.as_ref().map(certify).unwrap_or_default();
+        let mut certificates = self.show.episodes.as_ref().map(certify).unwrap_or_default();
+        for certificate in &mut certificates {
+            certificate.filtered |= !recording.meta.has_all_of(certificate.pid);
+        }
         let ended = Ended { summary, coverage: &coverage, certificates };
         self.show.end(at, &ended);
         if reader != Reader::Gone {

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 use memtrace::{
+    coverage::Coverage,
     live::{Event, Live, Losses, Request, Subject},
     names::Names,
     recording::{Counts, End, Looker, Meta, Note, Recorder, Store, file, meta::since_1970_ns},
@@ -204,7 +205,12 @@ fn remember(id: u64, ids: &mut BTreeSet<u64>) {
 }
 
 /// What is known of a recording before its first stall.
-pub fn describe(request: &Request, what: &str, live: &Live, names: &Names) -> Meta {
+pub fn describe(
+    request: &Request,
+    (what, filters): (&str, &[String]),
+    live: &Live,
+    names: &Names,
+) -> Meta {
     let system = rustix::system::uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -218,6 +224,8 @@ pub fn describe(request: &Request, what: &str, live: &Live, names: &Names) -> Me
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
         page_size: names.page_size,
         what: what.to_owned(),
+        processes: request.filter.processes.clone(),
+        filters: filters.to_vec(),
         began_ns,
         run_ns: began_ns,
         scopes: matches!(&request.subject, Subject::Stalls(stalls) if stalls.parts),
@@ -229,7 +237,10 @@ pub fn describe(request: &Request, what: &str, live: &Live, names: &Names) -> Me
         throttles: names.throttles.0.clone(),
         ..Meta::default()
     };
-    meta.set_coverage(live.coverage());
+    match live.coverage() {
+        known if known.is_empty() => meta.set_coverage(&Coverage::of(&request.subject.kinds())),
+        known => meta.set_coverage(known),
+    }
     meta
 }
 

@@ -207,7 +207,8 @@ impl<'a> Run<'a> {
         drop(kernel);
         let (began, now_ns) = (Timestamp::now(), monotonic_ns());
         let file = config.record.as_ref().map(|(path, most)| {
-            let mut meta = tape::describe(&config.request, &config.what, &live, &names);
+            let mut meta =
+                tape::describe(&config.request, (&config.what, &config.filters), &live, &names);
             meta.began_ns = since_1970_ns(began);
             meta.interval_ns = config.interval_ns();
             anyhow::Ok((TapeFile::create(path, &meta, *most)?, meta.scopes, *most))
