@@ -188,11 +188,22 @@ impl Builder {
         }
     }
 
+    /// The rounds of a thread that wait for their scope.
+    pub fn held(&self, tid: u32) -> impl Iterator<Item = &Stall> {
+        self.inside.get(&tid).into_iter().flatten().map(|(_, stall)| stall)
+    }
+
     /// Leaves out the rounds of a thread that wait for their scope.
     pub fn forget(&mut self, tid: u32) {
         for (_, stall) in self.inside.remove(&tid).unwrap_or_default() {
             self.held_bytes -= held_bytes(&stall);
         }
+    }
+
+    /// Leaves out all rounds that wait for their scopes.
+    pub fn forget_all(&mut self) {
+        self.inside.clear();
+        self.held_bytes = 0;
     }
 
     fn release_thread(&mut self, tid: u32, names: &mut Names) {

@@ -64,6 +64,8 @@ pub struct RecordConfig {
     pub request: Request,
     /// What is recorded, in the words of the first line.
     pub what: String,
+    /// The kinds of stalls to record.
+    pub kinds: Vec<Kind>,
     /// Whether rounds come in scopes.
     pub scopes: bool,
     /// Shortest stall to record, in nanoseconds.
@@ -95,7 +97,7 @@ impl RecordConfig {
         let (kinds, what) = stall_kinds(&args.kind);
         let parts = !args.no_parts;
         let request = Request {
-            subject: Subject::Stalls(live::Stalls { kinds, parts }),
+            subject: Subject::Stalls(live::Stalls { kinds: kinds.clone(), parts }),
             filter: make_filter(&args.who)?,
             extended: true,
             cgroups: true,
@@ -110,6 +112,7 @@ impl RecordConfig {
         Ok(Self {
             request,
             what,
+            kinds,
             scopes: parts,
             min_ns: args.min_latency.map_or(0, nanoseconds),
             output: args.output.clone(),

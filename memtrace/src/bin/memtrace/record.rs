@@ -195,7 +195,8 @@ impl<'a> Run<'a> {
         };
         protect::reserve(0, true);
         // Of what was reserved.
-        let recorder = Recorder::new(&names, config.scopes, config.min_ns, now_ns);
+        let recorder = Recorder::new(&names, config.scopes, config.min_ns, now_ns)
+            .of_kinds(config.kinds.clone());
         let recorder = match destination {
             Destination::File(_) => recorder.for_size(config.max_size),
             Destination::Flight(_) => recorder,
@@ -343,6 +344,9 @@ impl<'a> Run<'a> {
     }
 
     fn event(&mut self, mut event: Event) -> Result<()> {
+        if !self.tape.takes(&event, &mut self.names) {
+            return Ok(());
+        }
         let tid = match &mut event {
             Event::Stall(stall) => {
                 self.stalls += u64::from(!self.config.scopes);
@@ -368,7 +372,7 @@ impl<'a> Run<'a> {
         cause.map_or(Ok(()), |cause| self.fire(&cause))
     }
 
-    /// Whether the trigger fires for an event.
+    /// Whether the trigger fires for an event that is recorded.
     fn cause_in(&mut self, event: &Event) -> Option<Cause> {
         let Destination::Flight(recorder) = &mut self.tape.sink else { return None };
         let (start_ns, duration_ns) = match event {
@@ -377,9 +381,6 @@ impl<'a> Run<'a> {
             Event::Scope(scope) => (scope.start_ns, scope.duration_ns),
             Event::Oom(oom) => return recorder.watch.oom(oom),
         };
-        if duration_ns < self.config.min_ns {
-            return None;
-        }
         recorder.watch.stall(start_ns.saturating_add(duration_ns), duration_ns)
     }
 

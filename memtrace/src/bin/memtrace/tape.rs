@@ -106,6 +106,11 @@ impl<S: Sink> Tape<S> {
         }
     }
 
+    /// Whether an event is to be taken, see [`Recorder::takes`].
+    pub fn takes(&mut self, event: &Event, names: &mut Names) -> bool {
+        self.recorder.takes(event, names)
+    }
+
     /// Finds names for the event's stacks before anything shows it.
     pub fn name_stacks(&mut self, event: &Event, names: &mut Names) {
         self.recorder.name_stacks(event, names);
