@@ -6,6 +6,7 @@
 
 mod directory;
 mod exec;
+mod lost;
 
 use std::{
     ffi::OsString,
@@ -27,6 +28,7 @@ use memtrace::{
 };
 use rustix::thread::CapabilitySet;
 
+pub use self::lost::Lost;
 use self::{
     directory::{Directory, Part},
     exec::Exec,
