@@ -19,6 +19,8 @@ const STALLS_WAIT_NS: u64 = 1_000_000_000;
 const LOOKS_WAIT_NS: u64 = 10_000_000_000;
 /// Bytes of a file for each row of a block: some ten times what a row takes.
 const BYTES_FOR_ROW: u64 = 128;
+/// Blocks for which a file has room, by the bytes of their stacks, names and notes alone, before these are compressed.
+const BLOCKS: u64 = 4;
 /// Most stacks in user space whose names wait for their scope.
 const MOST_PINS: usize = 4096;
 
@@ -29,8 +31,6 @@ type Pin = (u32, Vec<u64>, Vec<Rc<Frame>>);
 #[derive(Debug)]
 pub struct Recorder {
     builder: Builder,
-    /// Rows after which a block is finished, if it is not full before.
-    most_rows: usize,
     scopes: bool,
     /// Shortest stall to take, in nanoseconds.
     min_ns: u64,
@@ -56,7 +56,6 @@ impl Recorder {
         let epoch_ns = since_1970_ns(names.clock.epoch());
         Self {
             builder: Builder::new(epoch_ns, scopes),
-            most_rows: usize::MAX,
             scopes,
             min_ns,
             kinds: Kind::ALL.to_vec(),
@@ -73,8 +72,8 @@ impl Recorder {
     /// Has blocks small enough that a file of so many bytes has room for several, and gives up few stalls at a time.
     #[must_use]
     pub fn for_size(self, bytes: u64) -> Self {
-        let rows = usize::try_from(bytes / BYTES_FOR_ROW).unwrap_or(usize::MAX);
-        Self { most_rows: rows, ..self }
+        let share = |of: u64| usize::try_from(bytes / of).unwrap_or(usize::MAX);
+        Self { builder: self.builder.at_most(share(BYTES_FOR_ROW), share(BLOCKS)), ..self }
     }
 
     /// Has only stalls of these kinds taken, be they so in part.
@@ -185,7 +184,7 @@ impl Recorder {
     /// Whether the present block is full.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.builder.is_full() || self.builder.len() >= self.most_rows
+        self.builder.is_full()
     }
 
     /// A block with nothing but how a recording ended, at `now_ns`, that is not a part of this one: it has the number
@@ -326,6 +325,43 @@ mod tests {
         let events = [Event::Stall(short[0].clone()), Event::Scope(scope(&short))];
         assert_eq!(recorded(&Kind::ALL, true, min_ns, events), [0; 3]);
         assert_eq!(recorded(&Kind::ALL, true, 0, mixed()), [2, 1, 0]);
+    }
+
+    #[test]
+    fn a_small_file_has_room_for_any_block() {
+        const SIZE: u64 = 64 << 10;
+        let mut names = nameless(Symbols::from_frames([]));
+        let mut recorder = Recorder::new(&names, true, 0, 0).for_size(SIZE);
+        let mut blocks = Vec::new();
+        // Functions whose names tell nothing of one another.
+        let mut random = 1_u64;
+        for _ in 0..40 {
+            let rounds = (0..20).map(|_| {
+                let stack: Vec<u64> = (0..100)
+                    .map(|_| {
+                        random ^= random << 13;
+                        random ^= random >> 7;
+                        random ^= random << 17;
+                        random
+                    })
+                    .collect();
+                Stall { user_stack: stack, ..reclaim() }
+            });
+            for stall in rounds {
+                let stack = &stall.user_stack;
+                let frame = |at: &u64| Frame::of_function(&format!("{at:x}{:x}", !at), *at).into();
+                let frames: Vec<_> = stack.iter().map(frame).collect();
+                names.symbols.learn_user(stall.pid, stack, &frames);
+                recorder.event(Event::Stall(stall), &mut names);
+            }
+            recorder.event(Event::Scope(scope(&[])), &mut names);
+            if recorder.is_full() {
+                blocks.extend(recorder.finish(0).map(<[u8]>::len));
+            }
+        }
+        assert_eq!(blocks.len(), 40, "each is full at once");
+        let longest = blocks.iter().max().copied().unwrap_or_default() as u64;
+        assert!((SIZE / 8..SIZE * 3 / 4).contains(&longest), "{longest}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Read as _},
+    mem,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
@@ -18,6 +19,8 @@ use memtrace::{
     stall::Detail,
     verdict::{States as _, live::Live as LiveStates},
 };
+
+use crate::output::say;
 
 /// How often to look at the system, in nanoseconds.
 const LOOK_EVERY_NS: u64 = 1_000_000_000;
@@ -47,6 +50,8 @@ pub trait Sink {
 pub struct TapeFile {
     path: PathBuf,
     store: Store,
+    /// Whether a block was left out for its length, which has been said.
+    is_lacking: bool,
 }
 
 impl TapeFile {
@@ -55,18 +60,25 @@ impl TapeFile {
         let what = || format!("cannot record to `{}`", path.display());
         let file = open_new(path).with_context(what)?;
         let store = Store::begin(file, meta, most).with_context(what)?;
-        Ok(Self { path: path.to_owned(), store })
+        Ok(Self { path: path.to_owned(), store, is_lacking: false })
     }
 }
 
 impl Sink for TapeFile {
     fn block(&mut self, block: &[u8], _now_ns: u64) -> Result<()> {
-        self.store.append(block).with_context(|| {
+        let is_there = self.store.append(block).with_context(|| {
             format!(
                 "cannot go on recording to `{}`, which has what came before",
                 self.path.display()
             )
-        })
+        })?;
+        if !is_there && !mem::replace(&mut self.is_lacking, true) {
+            let (path, len) = (self.path.display(), block.len());
+            say(format_args!(
+                "memtrace: a block of {len} bytes has no room in `{path}`, and is left out: give a greater --max-size"
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -134,7 +146,7 @@ impl<S: Sink> Tape<S> {
             remember(id, &mut self.cgroups);
         }
         self.recorder.event(event, names);
-        if self.recorder.is_full() { self.finish_block(now_ns) } else { Ok(()) }
+        self.finish_full_block(now_ns)
     }
 
     /// Takes a note.
@@ -160,8 +172,8 @@ impl<S: Sink> Tape<S> {
     /// Looks at the system.
     pub fn look(&mut self, now_ns: u64, counts: Counts, names: &mut Names) {
         self.looked_ns = now_ns;
-        let mut ids = std::mem::take(&mut self.cgroups);
-        let targets = std::mem::take(&mut self.targets);
+        let mut ids = mem::take(&mut self.cgroups);
+        let targets = mem::take(&mut self.targets);
         ids.extend(targets.iter().filter(|id| **id != 0));
         let cgroups = &mut names.cgroups;
         let look = self.looker.look(now_ns, counts, ids, cgroups);
@@ -177,6 +189,10 @@ impl<S: Sink> Tape<S> {
     /// What /proc/pressure/memory says.
     pub fn pressure(&mut self) -> Option<&str> {
         self.looker.pressure()
+    }
+
+    fn finish_full_block(&mut self, now_ns: u64) -> Result<()> {
+        if self.recorder.is_full() { self.finish_block(now_ns) } else { Ok(()) }
     }
 
     /// Ends the present block.
@@ -195,7 +211,10 @@ impl<S: Sink> Tape<S> {
     /// Ends with a last look.
     pub fn end(&mut self, end: End, names: &mut Names, now_ns: u64) -> Result<()> {
         self.recorder.release(names);
+        // The end has a block of its own where others are long: it is the last that may be missing.
+        self.finish_full_block(now_ns)?;
         self.look(now_ns, end.counts, names);
+        self.finish_full_block(now_ns)?;
         self.recorder.note(&Note::End(end));
         self.finish_block(now_ns)
     }
