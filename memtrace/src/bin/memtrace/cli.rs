@@ -301,7 +301,7 @@ pub struct Record {
         value_delimiter = ',',
         hide_possible_values = true,
         help_heading = FILTERS,
-        help = "Only these kinds: those of `memtrace stalls`"
+        help = "Only these kinds: those of `memtrace stalls`; a stall that is of several is recorded as a whole"
     )]
     pub kind: Vec<StallKindArg>,
 

@@ -4,6 +4,7 @@
 //! Blocks are written a few at a time, so that the buffer that the probes write into is looked at in between, and
 //! the disk is waited for by a thread of its own.
 
+mod abandoned;
 mod directory;
 mod exec;
 mod lost;
@@ -132,9 +133,10 @@ impl Display for Sum {
 }
 
 impl Files {
-    /// Finds out whether files can be written, which is better known before.
+    /// Finds out whether files can be written, which is better known before. Completes what a memtrace that did not come to
+    /// its end has left.
     pub fn prepare(options: Options) -> Result<Self> {
-        Ok(Self {
+        let files = Self {
             directory: Directory::prepare(&options.directory)?,
             exec: options.exec.clone().map(Exec::new),
             options,
@@ -143,7 +145,30 @@ impl Files {
             missed: 0,
             sum: Sum::default(),
             is_failing: false,
-        })
+        };
+        let completed = files.directory.complete_abandoned().unwrap_or_else(|error| {
+            say(format_args!(
+                "memtrace: cannot look for recordings that are not complete: {error}"
+            ));
+            Vec::new()
+        });
+        for name in &completed {
+            let path = files.directory.path(name);
+            say(format_args!("memtrace: `{}` completed, as far as it was written", path.display()));
+        }
+        if !completed.is_empty() {
+            files.keep(&[]);
+        }
+        Ok(files)
+    }
+
+    /// Removes the oldest files, but none of these names, where not all are to be kept.
+    fn keep(&self, stay: &[&str]) {
+        let Some(most) = self.options.keep else { return };
+        let most = usize::try_from(most.get()).unwrap_or(usize::MAX);
+        if let Err(error) = self.directory.keep(most, stay) {
+            say(format_args!("memtrace: cannot remove the oldest recordings: {error}"));
+        }
     }
 
     /// The capabilities without which they cannot be written.
@@ -295,12 +320,7 @@ impl Files {
         self.cool_down(now_ns);
         let path = self.directory.path(&name);
         say(format_args!("memtrace: `{}` written: {cause}", path.display()));
-        if let Some(most) = self.options.keep
-            && let Err(error) =
-                self.directory.keep(usize::try_from(most.get()).unwrap_or(usize::MAX), &name)
-        {
-            say(format_args!("memtrace: cannot remove the oldest recordings: {error}"));
-        }
+        self.keep(&[&name]);
         if let Some(exec) = &mut self.exec {
             exec.start(&path, cause);
         }

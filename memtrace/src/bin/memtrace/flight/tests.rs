@@ -266,6 +266,33 @@ fn so_many_are_kept_and_the_command_is_run_with_each() {
 }
 
 #[test]
+fn what_was_left_half_written_is_completed_and_counts() {
+    let mut recorder = Recorder::new(|_| {});
+    for second in [1000, 2000] {
+        recorder.push(second);
+        assert!(recorder.fire(second));
+        recorder.finish(second);
+    }
+    recorder.push(3000);
+    assert!(recorder.fire(3000));
+    recorder.write(3000);
+    let names = || recorder.names();
+    let options = Options { keep: NonZero::new(2), ..recorder.files.options.clone() };
+    let part = ".memtrace-20261123T155022Z-latency.part";
+    let _other = Files::prepare(options.clone()).expect("it can be written to");
+    assert_eq!(names()[0], part, "it is written");
+    assert_eq!(names().len(), 3);
+    // As when it is killed.
+    recorder.files.state = State::Idle;
+    let _next = Files::prepare(options).expect("it can be written to");
+    let left = ["memtrace-20261123T153342Z-latency.mtr", "memtrace-20261123T155022Z-latency.mtr"];
+    assert_eq!(recorder.names(), left);
+    let recording = recorder.open(left[1]);
+    assert_eq!(seconds(&recording), [3000]);
+    assert!(recording.meta.trigger.is_some());
+}
+
+#[test]
 fn the_end_completes_what_is_begun() {
     let mut recorder = Recorder::new(|_| {});
     recorder.push(1000);
