@@ -348,7 +348,8 @@ pub struct FlightArgs {
     /// How many files to keep: the oldest are removed
     #[arg(long, value_name = "N", requires = "trigger", help_heading = FLIGHT)]
     pub keep: Option<NonZero<u32>>,
-    /// A command of the shell to run for each file, whose name is $1 and in $MEMTRACE_FILE, and its cause in $MEMTRACE_CAUSE
+    /// A command of the shell to run for each file, whose name is $1 and in $MEMTRACE_FILE, and its cause in $MEMTRACE_CAUSE; not
+    /// for one that is complete while it still runs
     #[arg(long, value_name = "CMD", requires = "trigger", help_heading = FLIGHT)]
     pub exec: Option<OsString>,
     /// Memory for the last stalls, at least 4M: where there are more, files reach less far back

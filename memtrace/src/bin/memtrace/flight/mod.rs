@@ -14,7 +14,7 @@ use std::{
     fmt::{self, Display, Formatter},
     fs::File,
     io::{self, Write as _},
-    mem,
+    iter, mem,
     num::NonZero,
     path::PathBuf,
     thread::{self, JoinHandle},
@@ -320,7 +320,10 @@ impl Files {
         self.cool_down(now_ns);
         let path = self.directory.path(&name);
         say(format_args!("memtrace: `{}` written: {cause}", path.display()));
-        self.keep(&[&name]);
+        // The command may have yet to read the file that it runs with.
+        let read = self.exec.as_ref().and_then(|exec| exec.running()?.file_name()?.to_str());
+        let stay: Vec<_> = iter::once(&*name).chain(read).collect();
+        self.keep(&stay);
         if let Some(exec) = &mut self.exec {
             exec.start(&path, cause);
         }
@@ -345,19 +348,31 @@ impl Files {
     }
 
     /// Completes the file that is being written, waits a little for the command, and tells what has become of all.
-    pub fn end(mut self, now_ns: u64, flight: &mut Flight) -> Sum {
-        let until = Instant::now() + PATIENCE;
+    pub fn end(self, now_ns: u64, flight: &mut Flight) -> Sum {
+        self.end_by(Instant::now() + PATIENCE, now_ns, flight)
+    }
+
+    fn end_by(mut self, until: Instant, now_ns: u64, flight: &mut Flight) -> Sum {
         self.finish(&[], flight);
-        while self.write(now_ns, flight) {}
-        while self.is_writing() && Instant::now() < until {
+        while self.write(now_ns, flight) && Instant::now() < until {}
+        while matches!(self.state, State::Syncing(_)) && Instant::now() < until {
             self.tick(now_ns);
             thread::sleep(LOOK_EVERY);
         }
-        if let State::Syncing(Syncing { part, cause, .. }) =
-            mem::replace(&mut self.state, State::Idle)
-        {
+        match mem::replace(&mut self.state, State::Idle) {
+            State::Idle => {}
             // All of it is written, even if the disk does not have it.
-            self.complete(Ok(()), &part, &cause, now_ns);
+            State::Syncing(Syncing { part, cause, .. }) => {
+                self.complete(Ok(()), &part, &cause, now_ns);
+            }
+            // What is written can be read, and to what is not its reader points.
+            State::Writing(Writing { part, cause, .. }) => {
+                let seconds = PATIENCE.as_secs();
+                say(format_args!(
+                    "memtrace: the last recording lacks its end: it could not be written within {seconds} s"
+                ));
+                self.complete(Ok(()), &part, &cause, now_ns);
+            }
         }
         if let Some(exec) = &mut self.exec {
             exec.end(until);
