@@ -380,6 +380,9 @@ Exit status: 0 however the recording ends, 1 if it cannot be made or goes wrong,
 ///
 /// A stall counts as what its longest round was. What is in several files of one tracing counts once. A file that
 /// is damaged in part is read as far as it goes, and standard error says what is missing.
+///
+/// Files that are written have mode 0600, as recordings have, or that of the file whose place they take, if it is yours.
+/// A symbolic link is refused.
 #[derive(Args, Debug)]
 #[command(after_help = REPORT_EXAMPLES)]
 #[command(group = ArgGroup::new("printed"))]
@@ -502,7 +505,7 @@ pub struct Common {
     #[arg(long, conflicts_with_all = ["histogram", "json", "extended", "timestamp", "print_uid"],
         group = "counted", help_heading = OUTPUT)]
     pub folded: bool,
-    /// Write the same as a flame graph to FILE when tracing has ended
+    /// Write the same as a flame graph to FILE when tracing has ended, with mode 0600 unless it is there
     #[arg(long, value_name = "FILE.svg", conflicts_with = "histogram", group = "counted",
         help_heading = OUTPUT)]
     pub flame: Option<PathBuf>,
