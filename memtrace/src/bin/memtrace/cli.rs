@@ -278,7 +278,7 @@ Exit status: 0 whether or not a thread is stalled, 1 if that cannot be told, 2 f
 #[command(after_help = RECORD_EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
 pub struct Record {
-    /// Where to record to: a new file, or a recording, which is replaced; with --trigger a directory
+    /// Where to record to: a new file, or a recording of yours, which is replaced; with --trigger a directory
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
     /// Most bytes of the file, at least 64K: where there are more, the oldest stalls make room

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Read as _},
     mem,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
 };
@@ -18,6 +18,11 @@ use memtrace::{
     recording::{Counts, End, Looker, Meta, Note, Recorder, Store, file, meta::since_1970_ns},
     stall::Detail,
     verdict::{States as _, live::Live as LiveStates},
+};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+    process::geteuid,
 };
 
 use crate::output::say;
@@ -82,15 +87,31 @@ impl Sink for TapeFile {
     }
 }
 
-/// Opens a file that is new, empty, or a recording, and makes it empty.
+/// Opens a file that is new, or one's own and empty or a recording, and makes it empty. As long as it is open, no other
+/// memtrace does.
 fn open_new(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    // A pipe would be waited for.
-    let mut file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    // A pipe would be waited for, and a link may be anyone's.
+    options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW);
+    let mut file = match options.open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            bail!("it is a symbolic link; give the name of what it leads to");
+        }
+        file => file?,
+    };
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         bail!("it is not a regular file; give the name of one");
+    }
+    // Its owner could read what is recorded, whatever the mode, and change it.
+    if metadata.uid() != geteuid().as_raw() {
+        let uid = metadata.uid();
+        bail!("it is there and belongs to user {uid}; give another name or remove it");
+    }
+    // On a file system that has no locks it goes without.
+    if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        bail!("another memtrace records to it; give another name");
     }
     if metadata.len() != 0 {
         let mut magic = [0; file::MAGIC.len()];
@@ -272,4 +293,54 @@ pub fn comm_of(pid: u32) -> io::Result<memtrace::stall::Comm> {
     let room = comm.get_mut(..name.len()).ok_or(io::ErrorKind::InvalidData)?;
     room.copy_from_slice(name);
     Ok(Comm::new(comm))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        TapeFile::create(path, &Meta::default(), 1 << 20)
+            .err()
+            .expect("it is refused")
+            .root_cause()
+            .to_string()
+    }
+
+    #[test]
+    fn no_two_record_to_one_file() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("file.mtr");
+        let first = TapeFile::create(&path, &Meta::default(), 1 << 20)?;
+        let before = fs::read(&path)?;
+        assert!(refusal(&path).contains("another memtrace records to it"));
+        assert_eq!(fs::read(&path)?, before);
+        drop(first);
+        TapeFile::create(&path, &Meta::default(), 1 << 20)?;
+        Ok(())
+    }
+
+    #[test]
+    fn links_and_files_of_others_are_refused() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let (path, link) = (directory.path().join("file.mtr"), directory.path().join("link.mtr"));
+        for is_there in [false, true] {
+            if is_there {
+                fs::write(&path, "")?;
+            }
+            symlink(&path, &link)?;
+            assert!(refusal(&link).contains("symbolic link"));
+            assert_eq!(path.exists(), is_there);
+            fs::remove_file(&link)?;
+        }
+        if geteuid().is_root() {
+            chown(&path, Some(65_534), None)?;
+            assert!(refusal(&path).contains("belongs to user 65534"));
+            let metadata = fs::metadata(&path)?;
+            assert_eq!((metadata.len(), metadata.uid()), (0, 65_534));
+        }
+        Ok(())
+    }
 }
