@@ -13,7 +13,8 @@ use crate::names::Names;
 use crate::scope::Scope;
 use crate::symbols::Frame;
 
-/// How long a block with stalls in it may wait to be full, in nanoseconds: what a crash may cost.
+/// How long a block with stalls in it may wait to be full, in nanoseconds: what the end of the
+/// process may cost.
 const STALLS_WAIT_NS: u64 = 1_000_000_000;
 /// The same of one with looks at the system alone.
 const LOOKS_WAIT_NS: u64 = 10_000_000_000;

@@ -271,7 +271,7 @@ Exit status: 0 whether or not a thread is stalled, 1 if that cannot be told, 2 f
 ///
 /// Every stall with all that is known of it, the names that it takes to read it on another host, and once a
 /// second the system around it: free pages and watermarks, /proc/vmstat, pressure, and the cgroups that stalled. What
-/// a crash may cost is the last second.
+/// ends memtrace costs the last second at most; what ends the host, whatever its kernel had not written to the disk yet.
 ///
 /// `memtrace stalls --from FILE` shows it as if it happened now; drsnoop and compactsnoop show their part.
 #[derive(Args, Debug)]
