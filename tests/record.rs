@@ -166,6 +166,49 @@ fn one_recording_is_for_all_commands_and_filters() -> Result<()> {
     Ok(())
 }
 
+/// What is not asked for is neither recorded nor counted nor told to the trigger.
+#[test]
+fn kinds_and_latencies_choose_what_is_recorded() -> Result<()> {
+    let dir = TempDir::new()?;
+    let cgroup = limited_cgroup()?;
+    let mut load = Load::churn(memload(), &Churning::new(&cgroup))?;
+    let pid = load.id().to_string();
+    let record = |name: &str, args: &[&str]| {
+        let path = dir.path().join(name);
+        let all = [&["record", "-p", &pid, "-o", text(&path)], args].concat();
+        (Memtrace::start(&all), path)
+    };
+    let others = "direct,compaction,node,oom";
+    let limits = record("limits.mtr", &["--kind", "memcg-max,memcg-high"]);
+    let long = record("long.mtr", &["-m", "100us"]);
+    let no_parts = record("long-rounds.mtr", &["-m", "100us", "--no-parts"]);
+    let without = record("others.mtr", &["--kind", others]);
+    let rounds = record("other-rounds.mtr", &["--kind", others, "--no-parts"]);
+    let on_others = ["--kind", others, "--trigger", "latency>1us or rate>1/m"];
+    let (flight, flights) = record("flights", &on_others);
+    load.work(&cgroup, HITS / 4)?;
+    load.stop()?;
+    for (recorder, path) in [limits, long, no_parts] {
+        let recorded = recorder.stop();
+        recorded.assert_success();
+        let (stalls, finished) = stalls_of(&path);
+        assert!(stalls > 0, "{}: {}", path.display(), finished.stderr);
+        assert_eq!(recorded.summary().stalls, stalls, "{}", path.display());
+    }
+    for (recorder, path) in [without, rounds] {
+        let recorded = recorder.stop();
+        recorded.assert_success();
+        assert_eq!((recorded.summary().stalls, stalls_of(&path).0), (0, 0), "{}", path.display());
+        let reclaim = memtrace(&["drsnoop", "--from", text(&path)]);
+        assert_eq!(reclaim.summary().stalls, 0, "{}", path.display());
+    }
+    let flight = flight.stop();
+    flight.assert_success();
+    assert_eq!(flight.summary().stalls, 0);
+    assert_eq!(fs::read_dir(flights)?.count(), 0, "{}", flight.stderr);
+    Ok(())
+}
+
 #[test]
 fn what_was_not_recorded_is_told() -> Result<()> {
     let dir = TempDir::new()?;

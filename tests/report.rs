@@ -121,8 +121,7 @@ fn files_are_written_as_a_whole() -> Result<()> {
     for ((_, name, begin), place) in outputs.iter().zip(&places) {
         let bytes = fs::read(place)?;
         assert!(bytes.to_ascii_lowercase().starts_with(begin) && bytes.len() > 100, "{name}");
-        // Whatever the umask left of it.
-        assert_ne!(fs::metadata(place)?.permissions().mode() & 0o400, 0);
+        assert_eq!(fs::metadata(place)?.permissions().mode() & 0o777, 0o600);
     }
     let left: Vec<_> = fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left.len(), 5, "{left:?}");

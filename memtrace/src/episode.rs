@@ -167,14 +167,8 @@ impl Episodes {
 
     /// Takes a scope that has ended.
     pub fn scope(&mut self, scope: Scope, symbols: &mut Symbols) {
-        let end_ns = scope.start_ns.saturating_add(scope.duration_ns);
-        let mut inside = self.inside.remove(&scope.tid).unwrap_or_default();
-        // Others are those of a scope that was lost.
-        inside.retain(|stall| {
-            stall.start_ns >= scope.start_ns
-                && stall.start_ns.saturating_add(stall.duration_ns) <= end_ns
-        });
-        self.join(Episode::of_scope(scope, &inside, symbols));
+        let inside = self.inside.remove(&scope.tid).unwrap_or_default();
+        self.join(Episode::of_scope(scope, inside, symbols));
     }
 
     /// Ends the episodes to which nothing can be added any more at `now_ns`, when all that had been
@@ -273,7 +267,7 @@ impl Episodes {
 
 impl Episode {
     /// A round that stands for itself.
-    fn of_round(stall: &Stall) -> Self {
+    pub(crate) fn of_round(stall: &Stall) -> Self {
         let mut episode = Self::new(stall.start_ns, stall.duration_ns, stall.comm);
         (episode.pid, episode.tid) = (stall.pid, stall.tid);
         (episode.uid, episode.cpu) = (stall.uid, stall.cpu);
@@ -281,14 +275,21 @@ impl Episode {
         episode
     }
 
-    fn of_scope(scope: Scope, inside: &[Stall], symbols: &mut Symbols) -> Self {
+    /// What a scope makes with the rounds of its thread that came before it.
+    pub(crate) fn of_scope(scope: Scope, mut inside: Vec<Stall>, symbols: &mut Symbols) -> Self {
+        let end_ns = scope.start_ns.saturating_add(scope.duration_ns);
+        // Others are those of a scope that was lost.
+        inside.retain(|stall| {
+            stall.start_ns >= scope.start_ns
+                && stall.start_ns.saturating_add(stall.duration_ns) <= end_ns
+        });
         let mut episode = Self::new(scope.start_ns, scope.duration_ns, scope.comm);
         (episode.pid, episode.tid) = (scope.pid, scope.tid);
         (episode.uid, episode.cpu) = (scope.uid, scope.cpu);
         episode.cgroup_id = scope.cgroup_id;
         episode.parts = Some(scope.parts);
-        for stall in inside {
-            if is_nested(stall, inside) {
+        for stall in &inside {
+            if is_nested(stall, &inside) {
                 // What it is nested in has its pages as well.
                 episode.add_time(stall);
             } else {
@@ -462,6 +463,12 @@ impl Episode {
             Kind::Pfmemalloc => has(|part| part == Part::Pfmemalloc) || self.kind == kind,
             _ => self.by_kind[kind as usize] != 0,
         }
+    }
+
+    /// Whether it was of one of these kinds. What is of none of the known ones is so only where these are all.
+    #[must_use]
+    pub fn is_of_any(&self, kinds: &[Kind]) -> bool {
+        kinds.len() == Kind::ALL.len() || kinds.iter().any(|kind| self.is_of(*kind))
     }
 
     /// The kinds that it was of, with the time in each; what is nested counts in both.

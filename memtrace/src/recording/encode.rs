@@ -23,8 +23,9 @@ use crate::symbols::Frame;
 pub const MOST_ROWS: usize = 8192;
 /// Bytes of stacks, names and notes after which it is.
 const MOST_BYTES: usize = 1 << 20;
-/// Bytes after which it takes no new stacks and names, which many rounds at once may bring: a reader would refuse it.
-const FAR_TOO_MANY_BYTES: usize = 2 * MOST_BYTES;
+/// Times as many bytes after which it takes no new stacks and names, which many rounds at once may bring: a reader would
+/// refuse it.
+const FAR_TOO_MANY: usize = 2;
 /// Longest note: with any more in front of it a reader would refuse the block.
 const MOST_NOTE: usize = 2 * MOST_BYTES;
 /// What a name takes in the head beside its text, at most.
@@ -117,6 +118,9 @@ pub struct Builder {
     /// When the first thing in it began, and the last one ended.
     span_ns: Option<(u64, u64)>,
     bytes: usize,
+    /// Rows, and bytes of stacks, names and notes, after which it is full.
+    most_rows: usize,
+    most_bytes: usize,
     writer: Writer,
     json: Vec<u8>,
 }
@@ -125,7 +129,14 @@ impl Builder {
     /// An empty one.
     #[must_use]
     pub fn new(epoch_ns: i64, scopes_come: bool) -> Self {
-        Self { scopes_come, epoch_ns, ..Self::default() }
+        let (most_rows, most_bytes) = (MOST_ROWS, MOST_BYTES);
+        Self { scopes_come, epoch_ns, most_rows, most_bytes, ..Self::default() }
+    }
+
+    /// Has it full with so many rows, or bytes of stacks, names and notes, if it is not before.
+    #[must_use]
+    pub fn at_most(self, rows: usize, bytes: usize) -> Self {
+        Self { most_rows: rows.min(MOST_ROWS), most_bytes: bytes.min(MOST_BYTES), ..self }
     }
 
     /// Whether nothing is in it.
@@ -137,13 +148,7 @@ impl Builder {
     /// Whether no more should be put into it.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.order.len() >= MOST_ROWS || self.bytes >= MOST_BYTES
-    }
-
-    /// How many stalls, scopes and notes are in it.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.order.len()
+        self.order.len() >= self.most_rows || self.bytes >= self.most_bytes
     }
 
     /// When the first thing in it began, and the last one ended, in nanoseconds of `CLOCK_MONOTONIC`.
@@ -188,11 +193,22 @@ impl Builder {
         }
     }
 
+    /// The rounds of a thread that wait for their scope.
+    pub fn held(&self, tid: u32) -> impl Iterator<Item = &Stall> {
+        self.inside.get(&tid).into_iter().flatten().map(|(_, stall)| stall)
+    }
+
     /// Leaves out the rounds of a thread that wait for their scope.
     pub fn forget(&mut self, tid: u32) {
         for (_, stall) in self.inside.remove(&tid).unwrap_or_default() {
             self.held_bytes -= held_bytes(&stall);
         }
+    }
+
+    /// Leaves out all rounds that wait for their scopes.
+    pub fn forget_all(&mut self) {
+        self.inside.clear();
+        self.held_bytes = 0;
     }
 
     fn release_thread(&mut self, tid: u32, names: &mut Names) {
@@ -277,7 +293,7 @@ impl Builder {
 
     /// Whether new stacks and names may be put into the block.
     fn has_room(&self) -> bool {
-        self.bytes < FAR_TOO_MANY_BYTES
+        self.bytes < FAR_TOO_MANY * self.most_bytes
     }
 
     fn thread(&mut self, thread: Thread, names: &mut Names) -> u32 {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::FileExt;
 
 use super::meta::{Counts, Look};
 use crate::cgroup::{Cgroups, Hierarchy};
@@ -51,9 +51,11 @@ impl Looker {
     ) -> Look {
         let Self { files, buffer } = self;
         let host = files.iter().filter_map(|(path, file)| {
-            let text = read(file, buffer).ok()?;
-            let text = if *path == ZONEINFO { zones(text) } else { text.to_owned() };
-            Some(((*path).to_owned(), text))
+            let text = match *path {
+                ZONEINFO => zones(file, buffer),
+                _ => read(file, buffer).map(str::to_owned),
+            };
+            Some(((*path).to_owned(), text.ok()?))
         });
         let files = host.collect();
         let looks = ids.into_iter().filter_map(|id| Some((id, of_cgroup(id, buffer, cgroups)?)));
@@ -97,15 +99,31 @@ fn of_cgroup(
     Some(texts.collect())
 }
 
-/// Of /proc/zoneinfo each zone's name, pages and watermarks; what it says of each CPU is the most of it.
-fn zones(zoneinfo: &str) -> String {
+/// Of /proc/zoneinfo each zone's name, pages and watermarks. What it says of each CPU is the most of it, MiB where there are
+/// hundreds, so it is looked through a part at a time, for each of which `buffer` is room.
+fn zones(zoneinfo: &impl FileExt, buffer: &mut [u8]) -> io::Result<String> {
+    let (mut kept, mut offset, mut waiting) = (String::new(), 0, 0);
+    loop {
+        let read = zoneinfo.read_at(&mut buffer[waiting..], offset)?;
+        offset += read as u64;
+        let len = waiting + read;
+        let end = memchr::memrchr(b'\n', &buffer[..len]).map_or(0, |at| at + 1);
+        let lines = str::from_utf8(&buffer[..end]).map_err(io::Error::other)?.split_inclusive('\n');
+        kept.extend(lines.filter(|line| is_of_zone(line)));
+        if read == 0 || kept.len() >= MOST_BYTES {
+            return Ok(kept);
+        }
+        // The rest of a line is yet to come.
+        buffer.copy_within(end..len, 0);
+        waiting = len - end;
+    }
+}
+
+fn is_of_zone(line: &str) -> bool {
     const KEPT: [&str; 8] =
         ["pages", "boost", "min", "low", "high", "spanned", "present", "managed"];
-    let is_kept = |line: &&str| {
-        let first = line.split_ascii_whitespace().next().unwrap_or_default();
-        line.starts_with("Node") && line.contains("zone") || KEPT.contains(&first)
-    };
-    zoneinfo.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect()
+    let first = line.split_ascii_whitespace().next().unwrap_or_default();
+    line.starts_with("Node") && line.contains("zone") || KEPT.contains(&first)
 }
 
 #[cfg(test)]
@@ -138,10 +156,25 @@ mod tests {
 
     #[test]
     fn of_zones_only_pages_and_watermarks_are_kept() {
-        let text = "Node 0, zone   Normal\n  per-node stats\n      nr_free 5\n  pages free     7\n        boost    0\n        min      1\n        low      2\n        high     3\n        cma      0\n        protection: (0, 0)\n  pagesets\n    cpu: 0\n              count:    1\n              high:     2\n";
-        assert_eq!(
-            zones(text),
-            "Node 0, zone   Normal\n  pages free     7\n        boost    0\n        min      1\n        low      2\n        high     3\n"
-        );
+        let zone = |name: &str| {
+            format!(
+                "Node 0, zone {name}\n  pages free     7\n        boost    0\n        min      1\n        low      2\n        high     3\n"
+            )
+        };
+        let cpus: String = (0..2000)
+            .map(|cpu| {
+                format!("    cpu: {cpu}\n              count:    1\n              high:     2\n")
+            })
+            .collect();
+        let rest = format!("        cma      0\n        protection: (0, 0)\n  pagesets\n{cpus}");
+        let names = ["     DMA", "  Normal", " Movable", "  Device"];
+        let text: String = names.map(|name| zone(name) + &rest).concat();
+        assert!(text.len() > 2 * MOST_BYTES, "{}", text.len());
+        let file = super::super::check::file(text.as_bytes());
+        // However the parts fall.
+        for room in [MOST_BYTES, 4096, 80] {
+            let zones = zones(&file, &mut vec![0; room]).expect("it can be read");
+            assert_eq!(zones, names.map(zone).concat(), "{room}");
+        }
     }
 }

@@ -31,13 +31,12 @@ impl Store {
     }
 
     /// Appends a block, over the oldest ones where the file has reached its size. Where that fails, the file has
-    /// all blocks before.
-    pub fn append(&mut self, block: &[u8]) -> io::Result<()> {
+    /// all blocks before. Says whether the block is there: one that is longer than the file may be is left out, and a
+    /// reader knows so from the next one's number.
+    pub fn append(&mut self, block: &[u8]) -> io::Result<bool> {
         let len = block.len() as u64;
         if self.start + len > self.most {
-            return Err(io::Error::other(format!(
-                "a block of {len} bytes is more than it may have"
-            )));
+            return Ok(false);
         }
         if self.at + len > self.most {
             // What would stand behind its end is older than what is going to be overwritten next.
@@ -53,7 +52,7 @@ impl Store {
             return Err(error);
         }
         self.at += len;
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -83,7 +82,7 @@ mod tests {
                 .expect("room");
         for number in 0..100 {
             let notes = usize::try_from(number % 7 + 1).expect("few");
-            store.append(&numbered(number, notes)).expect("room");
+            assert!(store.append(&numbered(number, notes)).expect("it can be written to"));
             assert!(file.metadata().expect("it is open").len() <= 4000);
             let file = file.try_clone().expect("a descriptor");
             std::os::unix::fs::FileExt::read_exact_at(&file, &mut [0; 8], 0).expect("a header");
@@ -109,10 +108,23 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_is_larger_than_the_file_is_refused() {
+    fn a_block_that_is_longer_than_the_file_is_missing() {
         let file = tempfile::tempfile().expect("a temporary directory");
-        let mut store = Store::begin(file, &Meta::default(), 600).expect("room");
-        let error = store.append(&[0; 600]).expect_err("no room").to_string();
-        assert!(error.contains("600 bytes"), "{error}");
+        let mut store =
+            Store::begin(file.try_clone().expect("a descriptor"), &Meta::default(), 4000)
+                .expect("room");
+        for (number, fits) in [(0, true), (1, false), (2, true)] {
+            let mut block = numbered(number, 3);
+            if !fits {
+                block.resize(4000, 0);
+            }
+            assert_eq!(store.append(&block).expect("it can be written to"), fits);
+        }
+        let recording = open(&file);
+        assert_eq!(recording.places.len(), 2);
+        assert_eq!((recording.missing.dropped, recording.missing.lost), (0, 1));
+        for place in &recording.places {
+            assert_eq!(recording.block(place).expect("it is whole").notes().len(), 3);
+        }
     }
 }

@@ -44,6 +44,25 @@ impl Level {
     }
 }
 
+/// The conditions that have come to hold at once, of which one firing tells.
+struct Risen {
+    /// The number of that firing.
+    number: u64,
+    first: Option<What>,
+    /// Whether each of them was put off before.
+    is_again: bool,
+}
+
+impl Risen {
+    /// Takes whether a condition holds: then, how.
+    fn take(&mut self, level: &mut Level, what: Option<What>) {
+        if level.rises(what.is_some(), self.number) {
+            self.first = self.first.or(what);
+            self.is_again &= level.was_put_off;
+        }
+    }
+}
+
 impl Watch {
     /// Looks at nothing before it is told.
     #[must_use]
@@ -83,7 +102,12 @@ impl Watch {
             let limit_ns = self.limit_ns;
             return Some(self.fire(end_ns, What::Latency { was_ns: duration_ns, limit_ns }));
         }
-        if is_over { self.windows(end_ns) } else { None }
+        if !is_over {
+            return None;
+        }
+        let mut risen = self.risen();
+        self.windows(&mut risen);
+        self.fire_for(end_ns, &risen)
     }
 
     /// Takes a process that was chosen to be killed.
@@ -98,9 +122,14 @@ impl Watch {
         for (_, window) in &mut self.windows {
             is_over |= window.move_to(now_ns);
         }
-        let in_window = if is_over { self.windows(now_ns) } else { None };
-        let under_pressure = psi.and_then(|text| self.pressures(now_ns, text));
-        in_window.or(under_pressure)
+        let mut risen = self.risen();
+        if is_over {
+            self.windows(&mut risen);
+        }
+        if let Some(text) = psi {
+            self.pressures(text, &mut risen);
+        }
+        self.fire_for(now_ns, &risen)
     }
 
     /// Takes back that it has fired, as nothing came of it: what lasts makes it fire again at once, if it does.
@@ -113,9 +142,12 @@ impl Watch {
         }
     }
 
+    fn risen(&self) -> Risen {
+        Risen { number: self.fired, first: None, is_again: true }
+    }
+
     #[cold]
-    fn windows(&mut self, now_ns: u64) -> Option<Cause> {
-        let (mut first, mut is_again, number) = (None, true, self.fired);
+    fn windows(&mut self, risen: &mut Risen) {
         for (level, window) in &mut self.windows {
             let what = match level.condition {
                 Condition::Percentile { percentile, window_ns, limit_ns } => window
@@ -127,27 +159,25 @@ impl Watch {
                 }
                 Condition::Latency { .. } | Condition::Oom | Condition::Psi { .. } => None,
             };
-            if level.rises(what.is_some(), number) {
-                first = first.or(what);
-                is_again &= level.was_put_off;
-            }
+            risen.take(level, what);
         }
-        first.map(|what| Cause { is_again, ..self.fire(now_ns, what) })
     }
 
-    fn pressures(&mut self, now_ns: u64, text: &str) -> Option<Cause> {
-        let (mut first, mut is_again, number) = (None, true, self.fired);
+    fn pressures(&mut self, text: &str, risen: &mut Risen) {
         for level in &mut self.pressures {
             if let Condition::Psi { pressure, limit } = level.condition
                 // A text that does not have it says nothing.
                 && let Some(was) = pressure.find(text)
-                && level.rises(was > limit, number)
             {
-                first = first.or(Some(What::Psi { pressure, limit, was }));
-                is_again &= level.was_put_off;
+                let what = What::Psi { pressure, limit, was };
+                risen.take(level, (was > limit).then_some(what));
             }
         }
-        first.map(|what| Cause { is_again, ..self.fire(now_ns, what) })
+    }
+
+    fn fire_for(&mut self, now_ns: u64, risen: &Risen) -> Option<Cause> {
+        let what = risen.first?;
+        Some(Cause { is_again: risen.is_again, ..self.fire(now_ns, what) })
     }
 
     #[cold]
@@ -327,6 +357,27 @@ mod tests {
         assert!(tick("25.00", "1.00").is_some());
         assert_eq!(watch.tick(6, None), None);
         assert_eq!(watch.tick(6, Some("")), None);
+    }
+
+    #[test]
+    fn what_rises_at_once_is_put_off_at_once() {
+        let mut watch = watch("rate>10/m or psi.some.avg10>20");
+        let pressure = Some("some avg10=30.00 avg60=0.00 avg300=0.00 total=1");
+        for _ in 0..11 {
+            assert_eq!(watch.stall(1000 * MS, 1), None);
+        }
+        // A tenth of the window is over.
+        let mut now_ns = 7000 * MS;
+        let cause = watch.tick(now_ns, pressure).expect("both hold");
+        assert_eq!(cause.slug(), "rate");
+        assert!(!cause.is_again(), "the pressure has just come");
+        assert_eq!(watch.tick(now_ns, pressure), None, "one firing told of both");
+        watch.put_off(&cause);
+        // None of the stalls is of this minute.
+        now_ns += 120_000 * MS;
+        let cause = watch.tick(now_ns, pressure).expect("the pressure lasts");
+        assert_eq!((&*cause.slug(), cause.is_again()), ("psi-some-avg10", true));
+        assert_eq!(watch.tick(now_ns, pressure), None);
     }
 
     #[test]

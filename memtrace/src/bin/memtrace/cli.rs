@@ -271,14 +271,14 @@ Exit status: 0 whether or not a thread is stalled, 1 if that cannot be told, 2 f
 ///
 /// Every stall with all that is known of it, the names that it takes to read it on another host, and once a
 /// second the system around it: free pages and watermarks, /proc/vmstat, pressure, and the cgroups that stalled. What
-/// a crash may cost is the last second.
+/// ends memtrace costs the last second at most; what ends the host, whatever its kernel had not written to the disk yet.
 ///
 /// `memtrace stalls --from FILE` shows it as if it happened now; drsnoop and compactsnoop show their part.
 #[derive(Args, Debug)]
 #[command(after_help = RECORD_EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
 pub struct Record {
-    /// Where to record to: a new file, or a recording, which is replaced; with --trigger a directory
+    /// Where to record to: a new file, or a recording of yours, which is replaced; with --trigger a directory
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
     /// Most bytes of the file, at least 64K: where there are more, the oldest stalls make room
@@ -301,7 +301,7 @@ pub struct Record {
         value_delimiter = ',',
         hide_possible_values = true,
         help_heading = FILTERS,
-        help = "Only these kinds: those of `memtrace stalls`"
+        help = "Only these kinds: those of `memtrace stalls`; a stall that is of several is recorded as a whole"
     )]
     pub kind: Vec<StallKindArg>,
 
@@ -348,7 +348,8 @@ pub struct FlightArgs {
     /// How many files to keep: the oldest are removed
     #[arg(long, value_name = "N", requires = "trigger", help_heading = FLIGHT)]
     pub keep: Option<NonZero<u32>>,
-    /// A command of the shell to run for each file, whose name is $1 and in $MEMTRACE_FILE, and its cause in $MEMTRACE_CAUSE
+    /// A command of the shell to run for each file, whose name is $1 and in $MEMTRACE_FILE, and its cause in $MEMTRACE_CAUSE; not
+    /// for one that is complete while it still runs
     #[arg(long, value_name = "CMD", requires = "trigger", help_heading = FLIGHT)]
     pub exec: Option<OsString>,
     /// Memory for the last stalls, at least 4M: where there are more, files reach less far back
@@ -379,6 +380,9 @@ Exit status: 0 however the recording ends, 1 if it cannot be made or goes wrong,
 ///
 /// A stall counts as what its longest round was. What is in several files of one tracing counts once. A file that
 /// is damaged in part is read as far as it goes, and standard error says what is missing.
+///
+/// Files that are written have mode 0600, as recordings have, or that of the file whose place they take, if it is yours.
+/// A symbolic link is refused.
 #[derive(Args, Debug)]
 #[command(after_help = REPORT_EXAMPLES)]
 #[command(group = ArgGroup::new("printed"))]
@@ -501,7 +505,7 @@ pub struct Common {
     #[arg(long, conflicts_with_all = ["histogram", "json", "extended", "timestamp", "print_uid"],
         group = "counted", help_heading = OUTPUT)]
     pub folded: bool,
-    /// Write the same as a flame graph to FILE when tracing has ended
+    /// Write the same as a flame graph to FILE when tracing has ended, with mode 0600 unless it is there
     #[arg(long, value_name = "FILE.svg", conflicts_with = "histogram", group = "counted",
         help_heading = OUTPUT)]
     pub flame: Option<PathBuf>,

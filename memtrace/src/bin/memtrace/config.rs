@@ -68,6 +68,8 @@ pub struct RecordConfig {
     pub what: String,
     /// What stalls have to pass beside processes, as options of the command line.
     pub filters: Vec<String>,
+    /// The kinds of stalls to record.
+    pub kinds: Vec<Kind>,
     /// Whether rounds come in scopes.
     pub scopes: bool,
     /// Shortest stall to record, in nanoseconds.
@@ -99,7 +101,7 @@ impl RecordConfig {
         let (kinds, what) = stall_kinds(&args.kind);
         let parts = !args.no_parts;
         let request = Request {
-            subject: Subject::Stalls(live::Stalls { kinds, parts }),
+            subject: Subject::Stalls(live::Stalls { kinds: kinds.clone(), parts }),
             filter: make_filter(&args.who)?,
             extended: true,
             cgroups: true,
@@ -115,6 +117,7 @@ impl RecordConfig {
             request,
             what,
             filters: filters(&args.who, args.min_latency),
+            kinds,
             scopes: parts,
             min_ns: args.min_latency.map_or(0, nanoseconds),
             output: args.output.clone(),

@@ -119,10 +119,7 @@ impl Shown {
         }
         let mut count = 0;
         while let Some(mut episode) = self.episodes.next_finished() {
-            let is_wanted = |kind: &Kind| episode.is_of(*kind);
-            // What is of none of the known kinds is only shown where all are wanted.
-            let is_wanted = self.kinds.len() == Kind::ALL.len() || self.kinds.iter().any(is_wanted);
-            if !is_wanted {
+            if !episode.is_of_any(&self.kinds) {
                 continue;
             }
             if let Some(longest) = self.longest.get_mut(&episode.pid) {

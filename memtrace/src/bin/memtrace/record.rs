@@ -1,7 +1,7 @@
 //! Records without showing anything.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::BTreeSet,
     future::pending,
     os::fd::OwnedFd,
     time::{Duration, Instant},
@@ -31,7 +31,7 @@ use tokio::{
 use crate::{
     config::{FlightConfig, RecordConfig, Verbosity},
     episodes::say_coverage,
-    flight::Files,
+    flight::{Files, Lost},
     output::say,
     privileges, protect,
     tape::{self, Sink, Tape, TapeFile},
@@ -50,9 +50,6 @@ const BATCH: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Most threads of which it is asked whether they are held up again: each costs a look into a table.
 const MOST_ASKED: usize = 256;
-
-/// Most looks whose counts are remembered: those of an hour.
-const MOST_COUNTS: usize = 3600;
 
 /// Records as `config` says.
 pub fn run(config: &RecordConfig) -> Result<()> {
@@ -91,9 +88,7 @@ struct FlightRecorder {
     needs_psi: bool,
     /// What files begin with.
     meta: Meta,
-    /// What had been lost at each look that a file may begin at.
-    counts: VecDeque<(u64, Counts)>,
-    before_ns: u64,
+    lost: Lost,
     /// How far back the present file reaches.
     since_ns: u64,
 }
@@ -106,41 +101,24 @@ impl FlightRecorder {
             watch: Watch::new(&config.trigger),
             needs_psi: config.trigger.needs_psi(),
             meta,
-            counts: VecDeque::new(),
-            before_ns: u64::try_from(config.before.as_nanos()).unwrap_or(u64::MAX),
+            lost: Lost::default(),
             since_ns: now_ns,
         }
     }
 
     /// Takes note of what had been lost until then.
     fn lost(&mut self, now_ns: u64, counts: Counts) {
-        // While a file is written, it is that from before its beginning that counts.
-        let oldest_ns = now_ns.saturating_sub(self.before_ns);
-        while !self.files.is_writing()
-            && self.counts.get(1).is_some_and(|(at_ns, _)| *at_ns < oldest_ns)
-        {
-            self.counts.pop_front();
-        }
-        if self.counts.len() < MOST_COUNTS {
-            self.counts.push_back((now_ns, counts));
-        }
+        let is_writing = self.files.is_writing();
+        let since_ns = if is_writing { self.since_ns } else { self.flight.since_ns() };
+        self.lost.note(now_ns, counts, since_ns);
     }
 
     /// How the present file ends.
     fn end(&self, now_ns: u64, at_ns: i64, counts: Counts, unavailable: Vec<String>) -> End {
-        let before = self.counts.iter().rev().find(|(at_ns, _)| *at_ns <= self.since_ns);
-        let before = before.map(|(_, counts)| *counts).unwrap_or_default();
-        let lost = |now: u64, before: u64| now.saturating_sub(before);
         End {
             at_ns,
             duration_ns: now_ns.saturating_sub(self.since_ns),
-            counts: Counts {
-                lost: lost(counts.lost, before.lost),
-                missed_begin: lost(counts.missed_begin, before.missed_begin),
-                table_full: lost(counts.table_full, before.table_full),
-                skipped: lost(counts.skipped, before.skipped),
-                unfinished: counts.unfinished,
-            },
+            counts: self.lost.since(self.since_ns, counts),
             unavailable,
             gone: Vec::new(),
         }
@@ -195,7 +173,8 @@ impl<'a> Run<'a> {
         };
         protect::reserve(0, true);
         // Of what was reserved.
-        let recorder = Recorder::new(&names, config.scopes, config.min_ns, now_ns);
+        let recorder = Recorder::new(&names, config.scopes, config.min_ns, now_ns)
+            .of_kinds(config.kinds.clone());
         let recorder = match destination {
             Destination::File(_) => recorder.for_size(config.max_size),
             Destination::Flight(_) => recorder,
@@ -343,6 +322,9 @@ impl<'a> Run<'a> {
     }
 
     fn event(&mut self, mut event: Event) -> Result<()> {
+        if !self.tape.takes(&event, &mut self.names) {
+            return Ok(());
+        }
         let tid = match &mut event {
             Event::Stall(stall) => {
                 self.stalls += u64::from(!self.config.scopes);
@@ -368,7 +350,7 @@ impl<'a> Run<'a> {
         cause.map_or(Ok(()), |cause| self.fire(&cause))
     }
 
-    /// Whether the trigger fires for an event.
+    /// Whether the trigger fires for an event that is recorded.
     fn cause_in(&mut self, event: &Event) -> Option<Cause> {
         let Destination::Flight(recorder) = &mut self.tape.sink else { return None };
         let (start_ns, duration_ns) = match event {
@@ -377,9 +359,6 @@ impl<'a> Run<'a> {
             Event::Scope(scope) => (scope.start_ns, scope.duration_ns),
             Event::Oom(oom) => return recorder.watch.oom(oom),
         };
-        if duration_ns < self.config.min_ns {
-            return None;
-        }
         recorder.watch.stall(start_ns.saturating_add(duration_ns), duration_ns)
     }
 

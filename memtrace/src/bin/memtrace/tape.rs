@@ -4,7 +4,8 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Read as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    mem,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
 };
@@ -19,6 +20,13 @@ use memtrace::{
     stall::Detail,
     verdict::{States as _, live::Live as LiveStates},
 };
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+    process::geteuid,
+};
+
+use crate::output::say;
 
 /// How often to look at the system, in nanoseconds.
 const LOOK_EVERY_NS: u64 = 1_000_000_000;
@@ -48,6 +56,8 @@ pub trait Sink {
 pub struct TapeFile {
     path: PathBuf,
     store: Store,
+    /// Whether a block was left out for its length, which has been said.
+    is_lacking: bool,
 }
 
 impl TapeFile {
@@ -56,30 +66,53 @@ impl TapeFile {
         let what = || format!("cannot record to `{}`", path.display());
         let file = open_new(path).with_context(what)?;
         let store = Store::begin(file, meta, most).with_context(what)?;
-        Ok(Self { path: path.to_owned(), store })
+        Ok(Self { path: path.to_owned(), store, is_lacking: false })
     }
 }
 
 impl Sink for TapeFile {
     fn block(&mut self, block: &[u8], _now_ns: u64) -> Result<()> {
-        self.store.append(block).with_context(|| {
+        let is_there = self.store.append(block).with_context(|| {
             format!(
                 "cannot go on recording to `{}`, which has what came before",
                 self.path.display()
             )
-        })
+        })?;
+        if !is_there && !mem::replace(&mut self.is_lacking, true) {
+            let (path, len) = (self.path.display(), block.len());
+            say(format_args!(
+                "memtrace: a block of {len} bytes has no room in `{path}`, and is left out: give a greater --max-size"
+            ));
+        }
+        Ok(())
     }
 }
 
-/// Opens a file that is new, empty, or a recording, and makes it empty.
+/// Opens a file that is new, or one's own and empty or a recording, and makes it empty. As long as it is open, no other
+/// memtrace does.
 fn open_new(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    // A pipe would be waited for.
-    let mut file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    // A pipe would be waited for, and a link may be anyone's.
+    options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW);
+    let mut file = match options.open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            bail!("it is a symbolic link; give the name of what it leads to");
+        }
+        file => file?,
+    };
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         bail!("it is not a regular file; give the name of one");
+    }
+    // Its owner could read what is recorded, whatever the mode, and change it.
+    if metadata.uid() != geteuid().as_raw() {
+        let uid = metadata.uid();
+        bail!("it is there and belongs to user {uid}; give another name or remove it");
+    }
+    // On a file system that has no locks it goes without.
+    if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        bail!("another memtrace records to it; give another name");
     }
     if metadata.len() != 0 {
         let mut magic = [0; file::MAGIC.len()];
@@ -107,6 +140,11 @@ impl<S: Sink> Tape<S> {
         }
     }
 
+    /// Whether an event is to be taken, see [`Recorder::takes`].
+    pub fn takes(&mut self, event: &Event, names: &mut Names) -> bool {
+        self.recorder.takes(event, names)
+    }
+
     /// Finds names for the event's stacks before anything shows it.
     pub fn name_stacks(&mut self, event: &Event, names: &mut Names) {
         self.recorder.name_stacks(event, names);
@@ -130,7 +168,7 @@ impl<S: Sink> Tape<S> {
             remember(id, &mut self.cgroups);
         }
         self.recorder.event(event, names);
-        if self.recorder.is_full() { self.finish_block(now_ns) } else { Ok(()) }
+        self.finish_full_block(now_ns)
     }
 
     /// Takes a note.
@@ -156,8 +194,8 @@ impl<S: Sink> Tape<S> {
     /// Looks at the system.
     pub fn look(&mut self, now_ns: u64, counts: Counts, names: &mut Names) {
         self.looked_ns = now_ns;
-        let mut ids = std::mem::take(&mut self.cgroups);
-        let targets = std::mem::take(&mut self.targets);
+        let mut ids = mem::take(&mut self.cgroups);
+        let targets = mem::take(&mut self.targets);
         ids.extend(targets.iter().filter(|id| **id != 0));
         let cgroups = &mut names.cgroups;
         let look = self.looker.look(now_ns, counts, ids, cgroups);
@@ -173,6 +211,10 @@ impl<S: Sink> Tape<S> {
     /// What /proc/pressure/memory says.
     pub fn pressure(&mut self) -> Option<&str> {
         self.looker.pressure()
+    }
+
+    fn finish_full_block(&mut self, now_ns: u64) -> Result<()> {
+        if self.recorder.is_full() { self.finish_block(now_ns) } else { Ok(()) }
     }
 
     /// Ends the present block.
@@ -191,7 +233,10 @@ impl<S: Sink> Tape<S> {
     /// Ends with a last look.
     pub fn end(&mut self, end: End, names: &mut Names, now_ns: u64) -> Result<()> {
         self.recorder.release(names);
+        // The end has a block of its own where others are long: it is the last that may be missing.
+        self.finish_full_block(now_ns)?;
         self.look(now_ns, end.counts, names);
+        self.finish_full_block(now_ns)?;
         self.recorder.note(&Note::End(end));
         self.finish_block(now_ns)
     }
@@ -259,4 +304,54 @@ pub fn comm_of(pid: u32) -> io::Result<memtrace::stall::Comm> {
     let room = comm.get_mut(..name.len()).ok_or(io::ErrorKind::InvalidData)?;
     room.copy_from_slice(name);
     Ok(Comm::new(comm))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        TapeFile::create(path, &Meta::default(), 1 << 20)
+            .err()
+            .expect("it is refused")
+            .root_cause()
+            .to_string()
+    }
+
+    #[test]
+    fn no_two_record_to_one_file() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("file.mtr");
+        let first = TapeFile::create(&path, &Meta::default(), 1 << 20)?;
+        let before = fs::read(&path)?;
+        assert!(refusal(&path).contains("another memtrace records to it"));
+        assert_eq!(fs::read(&path)?, before);
+        drop(first);
+        TapeFile::create(&path, &Meta::default(), 1 << 20)?;
+        Ok(())
+    }
+
+    #[test]
+    fn links_and_files_of_others_are_refused() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let (path, link) = (directory.path().join("file.mtr"), directory.path().join("link.mtr"));
+        for is_there in [false, true] {
+            if is_there {
+                fs::write(&path, "")?;
+            }
+            symlink(&path, &link)?;
+            assert!(refusal(&link).contains("symbolic link"));
+            assert_eq!(path.exists(), is_there);
+            fs::remove_file(&link)?;
+        }
+        if geteuid().is_root() {
+            chown(&path, Some(65_534), None)?;
+            assert!(refusal(&path).contains("belongs to user 65534"));
+            let metadata = fs::metadata(&path)?;
+            assert_eq!((metadata.len(), metadata.uid()), (0, 65_534));
+        }
+        Ok(())
+    }
 }

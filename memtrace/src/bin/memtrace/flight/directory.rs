@@ -5,17 +5,16 @@ use std::{
     fs::{self, File},
     io,
     mem::MaybeUninit,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{self, Path, PathBuf},
-    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Stat, openat,
-        renameat, renameat_with, seek, statat, unlinkat,
+        AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Stat,
+        flock, fstat, openat, renameat, renameat_with, seek, statat, unlinkat,
     },
     io::Errno,
     thread::CapabilitySet,
@@ -26,10 +25,10 @@ use crate::flame;
 const PREFIX: &str = "memtrace-";
 const SUFFIX: &str = ".mtr";
 /// What files are called until they are complete.
-const PART_PREFIX: &str = ".memtrace-";
-const PART_SUFFIX: &str = ".part";
-/// How old a part is that no one completes any more.
-const STALE: Duration = Duration::from_hours(24);
+pub const PART_PREFIX: &str = ".memtrace-";
+pub const PART_SUFFIX: &str = ".part";
+/// In the name of the file that tells whether one can be written.
+const TEST: &str = "test";
 /// Most files of the same second and cause.
 const MOST_ALIKE: u32 = 1000;
 
@@ -42,15 +41,16 @@ pub struct Directory {
 }
 
 /// What a file is called until it is complete, and what its name is going to have in it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Part {
     pub name: String,
     stem: String,
+    /// Tells others that it is someone's: it is locked until this is closed.
+    _lock: OwnedFd,
 }
 
 impl Directory {
-    /// Makes it where it is missing, finds out whether it can be written to, and removes what a memtrace that did
-    /// not come to its end has left there long ago.
+    /// Makes it where it is missing, and finds out whether it can be written to.
     pub fn prepare(name: &Path) -> Result<Self> {
         Self::open(name)
             .with_context(|| format!("cannot write recordings into `{}`", name.display()))
@@ -61,10 +61,14 @@ impl Directory {
         let path = path::absolute(name)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = Self { descriptor: openat(CWD, &path, flags, Mode::empty())?, path };
-        directory.remove_stale()?;
-        let (part, _) = directory.create("test")?;
+        let (part, _) = directory.create(TEST)?;
         directory.remove(&part.name)?;
         Ok(directory)
+    }
+
+    /// For looking names up in it.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 
     /// The path of a file in it.
@@ -88,15 +92,27 @@ impl Directory {
         first_free(|number| {
             let name = format!("{PART_PREFIX}{stem}{number}{PART_SUFFIX}");
             let file = openat(&self.descriptor, &name, flags, Mode::RUSR | Mode::WUSR)?;
-            Ok((Part { name, stem: stem.to_owned() }, file.into()))
+            let is_taken =
+                flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK);
+            // One that starts may have taken it for abandoned before it was locked.
+            if is_taken || fstat(&file)?.st_nlink == 0 {
+                return Err(Errno::EXIST);
+            }
+            let lock = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
+            Ok((Part { name, stem: stem.to_owned(), _lock: lock }, file.into()))
         })
     }
 
     /// Gives a file its name, now that it is complete.
     pub fn complete(&self, part: &Part) -> io::Result<String> {
+        self.complete_as(&part.name, &part.stem)
+    }
+
+    /// Gives the part of this name the one that has `stem` in it.
+    pub fn complete_as(&self, part: &str, stem: &str) -> io::Result<String> {
         first_free(|number| {
-            let name = format!("{PREFIX}{}{number}{SUFFIX}", part.stem);
-            self.rename(&part.name, &name)?;
+            let name = format!("{PREFIX}{stem}{number}{SUFFIX}");
+            self.rename(part, &name)?;
             Ok(name)
         })
     }
@@ -122,43 +138,25 @@ impl Directory {
         Ok(unlinkat(&self.descriptor, name, AtFlags::empty())?)
     }
 
-    /// Removes the oldest recordings that triggers have made, until there are `most` with the one of this name,
-    /// which stays.
-    pub fn keep(&self, most: usize, new: &str) -> io::Result<()> {
+    /// Removes the oldest recordings that triggers have made, until there are `most` with those that `stay` whatever
+    /// their age.
+    pub fn keep(&self, most: usize, stay: &[&str]) -> io::Result<()> {
         let mut others = Vec::new();
         self.each_file(|name| {
-            if let Some(age) = Age::of(name).filter(|_| name != new) {
+            if let Some(age) = Age::of(name).filter(|_| !stay.contains(&name)) {
                 others.push((age, name.to_owned()));
             }
         })?;
         others.sort_unstable();
-        let left = most.saturating_sub(1);
+        let left = most.saturating_sub(stay.len());
         let too_many = others.len().saturating_sub(left);
         // All that can be, although one cannot.
         let removed = others.iter().take(too_many).map(|(_, name)| self.remove(name));
         removed.fold(Ok(()), Result::and)
     }
 
-    fn remove_stale(&self) -> io::Result<()> {
-        let mut parts = Vec::new();
-        self.each_file(|name| {
-            if name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX) {
-                parts.push(name.to_owned());
-            }
-        })?;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        for part in parts {
-            let written = self.stat(&part).map(|stat| u64::try_from(stat.st_mtime).unwrap_or(0));
-            if written.is_ok_and(|at| now.as_secs().saturating_sub(at) > STALE.as_secs()) {
-                // It may be someone else's.
-                let _removed: io::Result<()> = self.remove(&part);
-            }
-        }
-        Ok(())
-    }
-
     /// Shows the names of all regular files in it that are UTF-8, as memtrace's are.
-    fn each_file(&self, mut show: impl FnMut(&str)) -> io::Result<()> {
+    pub fn each_file(&self, mut show: impl FnMut(&str)) -> io::Result<()> {
         seek(&self.descriptor, SeekFrom::Start(0))?;
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut entries = RawDir::new(&self.descriptor, &mut buffer);
@@ -177,6 +175,11 @@ impl Directory {
         }
         Ok(())
     }
+}
+
+/// Whether memtrace gives files names with this in them, or tries with it whether it can.
+pub fn is_stem(stem: &str) -> bool {
+    stem == TEST || Age::of(&format!("{PREFIX}{stem}{SUFFIX}")).is_some()
 }
 
 /// Tries names until one is free: with no number, then from 2 on.
@@ -292,7 +295,7 @@ mod tests {
         fs::create_dir(parent.path().join("memtrace-20250101T000000Z-rate.mtr"))?;
         symlink("victim", parent.path().join("memtrace-20250101T000000Z-latency.mtr"))?;
         let kept = |most, new| {
-            directory.keep(most, new)?;
+            directory.keep(most, &[new])?;
             let names = names(parent.path()).into_iter();
             anyhow::Ok(names.filter(|name| recordings.contains(&&**name)).collect::<Vec<_>>())
         };
@@ -301,29 +304,14 @@ mod tests {
         // The clock was set back: the new one seems to be the oldest.
         assert_eq!(kept(2, recordings[1])?, [recordings[3], recordings[1]]);
         assert_eq!(kept(1, recordings[1])?, [recordings[1]]);
+        // The one before is being read.
+        fs::write(parent.path().join(recordings[0]), "")?;
+        fs::write(parent.path().join(recordings[3]), "")?;
+        directory.keep(1, &[recordings[3], recordings[0]])?;
+        assert_eq!(kept(9, recordings[3])?, [recordings[0], recordings[3]]);
+        directory.keep(1, &[])?;
+        assert_eq!(kept(9, recordings[3])?, [recordings[3]]);
         assert_eq!(names(parent.path()).len(), others.len() + 3);
-        Ok(())
-    }
-
-    #[test]
-    fn parts_of_long_ago_are_removed() -> Result<()> {
-        let parent = tempfile::tempdir()?;
-        let yesterday = SystemTime::now() - STALE - Duration::from_mins(1);
-        for (name, is_old) in [
-            (".memtrace-20250101T000000Z-oom.part", true),
-            (".memtrace-20250101T000000Z-rate.part", false),
-            ("memtrace-20250101T000000Z-oom.mtr", true),
-        ] {
-            let file = File::create(parent.path().join(name))?;
-            if is_old {
-                file.set_modified(yesterday)?;
-            }
-        }
-        let _directory = Directory::prepare(parent.path())?;
-        assert_eq!(
-            names(parent.path()),
-            [".memtrace-20250101T000000Z-rate.part", "memtrace-20250101T000000Z-oom.mtr"]
-        );
         Ok(())
     }
 

@@ -71,7 +71,12 @@ impl Exec {
         self.running = None;
     }
 
-    pub fn is_running(&self) -> bool {
+    /// The file that it runs with, as long as it does.
+    pub fn running(&self) -> Option<&Path> {
+        self.running.as_ref().map(|(_, file)| &**file)
+    }
+
+    fn is_running(&self) -> bool {
         self.running.is_some()
     }
 

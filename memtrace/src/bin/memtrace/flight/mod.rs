@@ -4,15 +4,17 @@
 //! Blocks are written a few at a time, so that the buffer that the probes write into is looked at in between, and
 //! the disk is waited for by a thread of its own.
 
+mod abandoned;
 mod directory;
 mod exec;
+mod lost;
 
 use std::{
     ffi::OsString,
     fmt::{self, Display, Formatter},
     fs::File,
     io::{self, Write as _},
-    mem,
+    iter, mem,
     num::NonZero,
     path::PathBuf,
     thread::{self, JoinHandle},
@@ -27,6 +29,7 @@ use memtrace::{
 };
 use rustix::thread::CapabilitySet;
 
+pub use self::lost::Lost;
 use self::{
     directory::{Directory, Part},
     exec::Exec,
@@ -130,9 +133,10 @@ impl Display for Sum {
 }
 
 impl Files {
-    /// Finds out whether files can be written, which is better known before.
+    /// Finds out whether files can be written, which is better known before. Completes what a memtrace that did not come to
+    /// its end has left.
     pub fn prepare(options: Options) -> Result<Self> {
-        Ok(Self {
+        let files = Self {
             directory: Directory::prepare(&options.directory)?,
             exec: options.exec.clone().map(Exec::new),
             options,
@@ -141,7 +145,30 @@ impl Files {
             missed: 0,
             sum: Sum::default(),
             is_failing: false,
-        })
+        };
+        let completed = files.directory.complete_abandoned().unwrap_or_else(|error| {
+            say(format_args!(
+                "memtrace: cannot look for recordings that are not complete: {error}"
+            ));
+            Vec::new()
+        });
+        for name in &completed {
+            let path = files.directory.path(name);
+            say(format_args!("memtrace: `{}` completed, as far as it was written", path.display()));
+        }
+        if !completed.is_empty() {
+            files.keep(&[]);
+        }
+        Ok(files)
+    }
+
+    /// Removes the oldest files, but none of these names, where not all are to be kept.
+    fn keep(&self, stay: &[&str]) {
+        let Some(most) = self.options.keep else { return };
+        let most = usize::try_from(most.get()).unwrap_or(usize::MAX);
+        if let Err(error) = self.directory.keep(most, stay) {
+            say(format_args!("memtrace: cannot remove the oldest recordings: {error}"));
+        }
     }
 
     /// The capabilities without which they cannot be written.
@@ -293,12 +320,10 @@ impl Files {
         self.cool_down(now_ns);
         let path = self.directory.path(&name);
         say(format_args!("memtrace: `{}` written: {cause}", path.display()));
-        if let Some(most) = self.options.keep
-            && let Err(error) =
-                self.directory.keep(usize::try_from(most.get()).unwrap_or(usize::MAX), &name)
-        {
-            say(format_args!("memtrace: cannot remove the oldest recordings: {error}"));
-        }
+        // The command may have yet to read the file that it runs with.
+        let read = self.exec.as_ref().and_then(|exec| exec.running()?.file_name()?.to_str());
+        let stay: Vec<_> = iter::once(&*name).chain(read).collect();
+        self.keep(&stay);
         if let Some(exec) = &mut self.exec {
             exec.start(&path, cause);
         }
@@ -323,19 +348,31 @@ impl Files {
     }
 
     /// Completes the file that is being written, waits a little for the command, and tells what has become of all.
-    pub fn end(mut self, now_ns: u64, flight: &mut Flight) -> Sum {
-        let until = Instant::now() + PATIENCE;
+    pub fn end(self, now_ns: u64, flight: &mut Flight) -> Sum {
+        self.end_by(Instant::now() + PATIENCE, now_ns, flight)
+    }
+
+    fn end_by(mut self, until: Instant, now_ns: u64, flight: &mut Flight) -> Sum {
         self.finish(&[], flight);
-        while self.write(now_ns, flight) {}
-        while self.is_writing() && Instant::now() < until {
+        while self.write(now_ns, flight) && Instant::now() < until {}
+        while matches!(self.state, State::Syncing(_)) && Instant::now() < until {
             self.tick(now_ns);
             thread::sleep(LOOK_EVERY);
         }
-        if let State::Syncing(Syncing { part, cause, .. }) =
-            mem::replace(&mut self.state, State::Idle)
-        {
+        match mem::replace(&mut self.state, State::Idle) {
+            State::Idle => {}
             // All of it is written, even if the disk does not have it.
-            self.complete(Ok(()), &part, &cause, now_ns);
+            State::Syncing(Syncing { part, cause, .. }) => {
+                self.complete(Ok(()), &part, &cause, now_ns);
+            }
+            // What is written can be read, and to what is not its reader points.
+            State::Writing(Writing { part, cause, .. }) => {
+                let seconds = PATIENCE.as_secs();
+                say(format_args!(
+                    "memtrace: the last recording lacks its end: it could not be written within {seconds} s"
+                ));
+                self.complete(Ok(()), &part, &cause, now_ns);
+            }
         }
         if let Some(exec) = &mut self.exec {
             exec.end(until);

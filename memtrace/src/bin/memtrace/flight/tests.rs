@@ -266,6 +266,78 @@ fn so_many_are_kept_and_the_command_is_run_with_each() {
 }
 
 #[test]
+fn the_file_of_a_running_command_stays() {
+    let told = tempfile::tempdir().expect("a directory");
+    let go = told.path().join("go");
+    let command =
+        format!("until [ -e {} ]; do sleep 0.01; done; cat \"$1\" >/dev/null", go.display());
+    let mut recorder = Recorder::new(|options| {
+        options.exec = Some(command.into());
+        options.keep = NonZero::new(1);
+        options.cooldown = Duration::ZERO;
+    });
+    let mut record = |second| {
+        assert!(recorder.fire(second));
+        recorder.finish(second);
+        recorder.names()
+    };
+    let first = record(1000);
+    let second = record(2000);
+    assert_eq!((second.len(), &second[0]), (2, &first[0]), "it is being read");
+    let third = record(3000);
+    assert_eq!((third.len(), &third[0]), (2, &first[0]));
+    fs::write(go, "").expect("it can be written");
+    recorder.files.exec.as_mut().expect("asked for").end(Instant::now() + PATIENCE);
+    assert!(recorder.fire(4000));
+    recorder.finish(4000);
+    assert_eq!(recorder.names(), ["memtrace-20261123T160702Z-latency.mtr"]);
+    recorder.files.exec.as_mut().expect("asked for").end(Instant::now() + PATIENCE);
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_slow_disk() {
+    let mut recorder = Recorder::new(|_| {});
+    let blocks = 20;
+    for _ in 0..blocks {
+        recorder.flight.push(&vec![0; AT_ONCE], 1000 * SECOND);
+    }
+    assert!(recorder.fire(1000));
+    let Recorder { directory, mut flight, files, .. } = recorder;
+    let sum = files.end_by(Instant::now(), 1001 * SECOND, &mut flight);
+    assert_eq!(sum, Sum { written: 1, ..Sum::default() });
+    let path = directory.path().join("memtrace-20261123T151702Z-latency.mtr");
+    let len = fs::metadata(path).expect("it has its name").len();
+    assert!((AT_ONCE as u64..2 * AT_ONCE as u64).contains(&len), "{len}");
+}
+
+#[test]
+fn what_was_left_half_written_is_completed_and_counts() {
+    let mut recorder = Recorder::new(|_| {});
+    for second in [1000, 2000] {
+        recorder.push(second);
+        assert!(recorder.fire(second));
+        recorder.finish(second);
+    }
+    recorder.push(3000);
+    assert!(recorder.fire(3000));
+    recorder.write(3000);
+    let names = || recorder.names();
+    let options = Options { keep: NonZero::new(2), ..recorder.files.options.clone() };
+    let part = ".memtrace-20261123T155022Z-latency.part";
+    let _other = Files::prepare(options.clone()).expect("it can be written to");
+    assert_eq!(names()[0], part, "it is written");
+    assert_eq!(names().len(), 3);
+    // As when it is killed.
+    recorder.files.state = State::Idle;
+    let _next = Files::prepare(options).expect("it can be written to");
+    let left = ["memtrace-20261123T153342Z-latency.mtr", "memtrace-20261123T155022Z-latency.mtr"];
+    assert_eq!(recorder.names(), left);
+    let recording = recorder.open(left[1]);
+    assert_eq!(seconds(&recording), [3000]);
+    assert!(recording.meta.trigger.is_some());
+}
+
+#[test]
 fn the_end_completes_what_is_begun() {
     let mut recorder = Recorder::new(|_| {});
     recorder.push(1000);
