@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use tests::{
     cgroup::Cgroup,
     host::{Mount, TempDir},
@@ -75,6 +76,29 @@ fn a_file_has_what_was_before_and_after() -> Result<()> {
     assert!(stalls_of(file) > 20);
     assert!(finished.stderr.contains("in a second, more than 20"), "{}", finished.stderr);
     assert!(finished.stderr.contains("recordings written: 1"), "{}", finished.stderr);
+    Ok(())
+}
+
+#[test]
+fn many_short_rounds_are_one_long_stall() -> Result<()> {
+    const LONG_NS: u64 = 15_000_000;
+    let dir = TempDir::new()?;
+    let recorder = recorder(dir.path(), "latency>15ms", &[]);
+    let mut load = Load::of(memload(), &["hopeless", "--duration", "5m"])?;
+    load.go()?;
+    wait_until("a file", || !files(dir.path()).is_empty());
+    load.stop()?;
+    recorder.stop().assert_success();
+    let files = files(dir.path());
+    let args = ["stalls", "-m", "15ms", "--json", "--from", text(&files[0])];
+    let shown = Finished::of(&mut command(&args));
+    shown.assert_success();
+    let stalls = shown.stdout.lines().filter_map(|line| {
+        let object: Value = serde_json::from_str(line).ok()?;
+        Some((object["duration_ns"].as_u64()?, object["rounds"]["reclaim"].as_u64()?))
+    });
+    let long: Vec<_> = stalls.filter(|(duration_ns, _)| *duration_ns > LONG_NS).collect();
+    assert!(long.iter().any(|(_, rounds)| *rounds > 1), "{long:?}");
     Ok(())
 }
 

@@ -20,6 +20,8 @@ pub struct Watch {
     takes_oom: bool,
     windows: Vec<(Level, Window)>,
     pressures: Vec<Level>,
+    /// An OOM kill that was put off.
+    killed: Option<Cause>,
     /// How often it has fired.
     fired: u64,
 }
@@ -72,6 +74,7 @@ impl Watch {
             takes_oom: false,
             windows: Vec::new(),
             pressures: Vec::new(),
+            killed: None,
             fired: 0,
         };
         for &condition in trigger.conditions() {
@@ -129,14 +132,32 @@ impl Watch {
         if let Some(text) = psi {
             self.pressures(text, &mut risen);
         }
-        self.fire_for(now_ns, &risen)
+        // It is over: only now can anything still come of it.
+        match self.killed.take() {
+            // What has risen meanwhile is told with it.
+            Some(killed) => Some(Cause { is_again: true, ..self.fire(killed.at_ns, killed.what) }),
+            None => self.fire_for(now_ns, &risen),
+        }
     }
 
-    /// Takes back that it has fired, as nothing came of it: what lasts makes it fire again at once, if it does.
+    /// Takes back that it has fired, as something else has to end first: a kill makes it fire again the next time
+    /// that it takes the time, and what lasts as soon as it does so.
     pub fn put_off(&mut self, cause: &Cause) {
+        if cause.is_oom() {
+            self.killed.get_or_insert(*cause);
+        }
+        self.put_off_levels(cause.number);
+    }
+
+    /// Takes back that it has fired, as nothing is going to come of it: only what lasts makes it fire again.
+    pub fn give_up(&mut self, cause: &Cause) {
+        self.put_off_levels(cause.number);
+    }
+
+    fn put_off_levels(&mut self, number: u64) {
         let levels = self.windows.iter_mut().map(|(level, _)| level).chain(&mut self.pressures);
         for level in levels {
-            if level.told == Some(cause.number) {
+            if level.told == Some(number) {
                 (level.told, level.was_put_off) = (None, true);
             }
         }
@@ -212,6 +233,12 @@ impl Cause {
     #[must_use]
     pub fn is_again(&self) -> bool {
         self.is_again
+    }
+
+    /// Whether it is an OOM kill.
+    #[must_use]
+    pub fn is_oom(&self) -> bool {
+        matches!(self.what, What::Oom { .. })
     }
 
     /// A word for the names of files: letters, digits, `-` and `.`.
@@ -297,6 +324,25 @@ mod tests {
         assert_eq!((&*slug, &*words), ("oom", "OOM kill of post\\x1b[2J (pid 99)"));
         let unnamed = Oom { victim_comm: None, ..oom() };
         assert_eq!(watch.oom(&unnamed).expect("asked for").to_string(), "OOM kill of pid 99");
+    }
+
+    #[test]
+    fn a_kill_that_was_put_off_fires_again() {
+        let mut watch = watch("oom or psi.some.avg10>20");
+        let first = watch.oom(&oom()).expect("asked for");
+        watch.put_off(&first);
+        watch.put_off(&Cause { at_ns: 77, ..first });
+        let again = watch.tick(0, Some("some avg10=30.00")).expect("it waits");
+        assert!(again.is_oom() && again.is_again() && !first.is_again());
+        assert_eq!(again.at_ns, first.at_ns);
+        // The pressure was told with it.
+        assert_eq!(watch.tick(1, Some("some avg10=30.00")), None);
+        watch.put_off(&again);
+        let again = watch.tick(2, Some("some avg10=30.00")).expect("it waits");
+        watch.give_up(&again);
+        let pressure = watch.tick(3, Some("some avg10=30.00")).expect("it lasts");
+        assert!(!pressure.is_oom());
+        assert_eq!(watch.tick(4, None), None);
     }
 
     #[test]

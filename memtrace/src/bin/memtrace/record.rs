@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 use memtrace::{
     clock::{WallClock, monotonic_ns},
+    episode::Episodes,
     kernel::{Kernel, preflight::Facts},
     kind::Kind,
     live::{self, Event, Live},
@@ -46,6 +47,8 @@ const LOOK_AT_PROGRAMS_EVERY: Duration = Duration::from_millis(10);
 const COMPARE_CLOCKS_EVERY: Duration = Duration::from_secs(1);
 /// Stalls to take before looking whether it is time to stop.
 const BATCH: usize = 4096;
+/// Rounds less than this apart are one episode to the trigger, as `memtrace stalls` has it unless told otherwise.
+const GAP_NS: u64 = 1_000_000;
 /// How long a probe that was running may take to deliver.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Most threads of which it is asked whether they are held up again: each costs a look into a table.
@@ -85,6 +88,8 @@ struct FlightRecorder {
     flight: Flight,
     files: Files,
     watch: Watch,
+    /// What the trigger looks at: how long threads are held up, in however many rounds.
+    episodes: Episodes,
     needs_psi: bool,
     /// What files begin with.
     meta: Meta,
@@ -95,10 +100,12 @@ struct FlightRecorder {
 
 impl FlightRecorder {
     fn new(config: &FlightConfig, files: Files, meta: Meta, now_ns: u64) -> Self {
+        let scopes = meta.scopes;
         Self {
             flight: Flight::new(config.memory, config.before, now_ns),
             files,
             watch: Watch::new(&config.trigger),
+            episodes: Episodes::new(GAP_NS, scopes),
             needs_psi: config.trigger.needs_psi(),
             meta,
             lost: Lost::default(),
@@ -111,6 +118,27 @@ impl FlightRecorder {
         let is_writing = self.files.is_writing();
         let since_ns = if is_writing { self.since_ns } else { self.flight.since_ns() };
         self.lost.note(now_ns, counts, since_ns);
+    }
+
+    /// Takes an event, recorded or not, as a short round may be a part of a long episode.
+    fn event(&mut self, event: &Event, names: &mut Names) {
+        match event {
+            Event::Stall(stall) => self.episodes.round(stall.clone()),
+            Event::Scope(scope) => self.episodes.scope(scope.clone(), &mut names.symbols),
+            Event::Oom(_) => {}
+        }
+        while self.episodes.next_evidence().is_some() {}
+    }
+
+    /// What makes the trigger fire next, of the episodes that have ended: those that `memtrace stalls` would show.
+    fn next_cause(&mut self, config: &RecordConfig) -> Option<Cause> {
+        while let Some(episode) = self.episodes.next_finished() {
+            let is_shown = episode.duration_ns >= config.min_ns && episode.is_of_any(&config.kinds);
+            if is_shown && let Some(cause) = self.watch.stall(episode.end_ns, episode.duration_ns) {
+                return Some(cause);
+            }
+        }
+        None
     }
 
     /// How the present file ends.
@@ -269,14 +297,18 @@ impl<'a> Run<'a> {
     fn fire(&mut self, cause: &Cause) -> Result<()> {
         let now_ns = self.now_ns.max(cause.at_ns);
         let Destination::Flight(recorder) = &self.tape.sink else { return Ok(()) };
-        if recorder.files.is_ready(now_ns) {
+        if recorder.files.is_ready(cause, now_ns) {
             self.tape.finish_block(now_ns)?;
         }
         let Destination::Flight(recorder) = &mut self.tape.sink else { return Ok(()) };
         let since_ns = recorder.flight.since_ns();
         let FlightRecorder { files, flight, watch, meta, .. } = &mut **recorder;
         if !files.fire(cause, now_ns, &self.names.clock, meta, flight) {
-            watch.put_off(cause);
+            if files.is_writing() {
+                watch.put_off(cause);
+            } else {
+                watch.give_up(cause);
+            }
             return Ok(());
         }
         recorder.since_ns = since_ns;
@@ -314,14 +346,19 @@ impl<'a> Run<'a> {
                 (None, None) => dry_ns = Some(monotonic_ns()),
                 (None, Some(now_ns)) => {
                     self.settle(now_ns);
+                    self.watch_episodes()?;
                     return Ok(false);
                 }
             }
         }
+        self.watch_episodes()?;
         Ok(true)
     }
 
     fn event(&mut self, mut event: Event) -> Result<()> {
+        if let Destination::Flight(recorder) = &mut self.tape.sink {
+            recorder.event(&event, &mut self.names);
+        }
         if !self.tape.takes(&event, &mut self.names) {
             return Ok(());
         }
@@ -344,32 +381,36 @@ impl<'a> Run<'a> {
         if self.recent.len() < MOST_ASKED {
             self.recent.insert(tid);
         }
-        let cause = self.cause_in(&event);
+        let killed = match (&event, &mut self.tape.sink) {
+            (Event::Oom(oom), Destination::Flight(recorder)) => recorder.watch.oom(oom),
+            _ => None,
+        };
         self.tape.name_stacks(&event, &mut self.names);
         self.tape.event(event, &mut self.names, self.now_ns)?;
-        cause.map_or(Ok(()), |cause| self.fire(&cause))
+        killed.map_or(Ok(()), |cause| self.fire(&cause))
     }
 
-    /// Whether the trigger fires for an event that is recorded.
-    fn cause_in(&mut self, event: &Event) -> Option<Cause> {
-        let Destination::Flight(recorder) = &mut self.tape.sink else { return None };
-        let (start_ns, duration_ns) = match event {
-            Event::Stall(stall) if !self.config.scopes => (stall.start_ns, stall.duration_ns),
-            Event::Stall(_) => return None,
-            Event::Scope(scope) => (scope.start_ns, scope.duration_ns),
-            Event::Oom(oom) => return recorder.watch.oom(oom),
-        };
-        recorder.watch.stall(start_ns.saturating_add(duration_ns), duration_ns)
+    /// Has the trigger look at the episodes that have ended.
+    fn watch_episodes(&mut self) -> Result<()> {
+        while let Destination::Flight(recorder) = &mut self.tape.sink
+            && let Some(cause) = recorder.next_cause(self.config)
+        {
+            self.fire(&cause)?;
+        }
+        Ok(())
     }
 
     /// Takes note that all that had ended at `now_ns` was taken, and who is held up again: from that a reader
     /// knows which episodes were over.
     fn settle(&mut self, now_ns: u64) {
         self.now_ns = now_ns;
+        let live = &self.live;
+        if let Destination::Flight(recorder) = &mut self.tape.sink {
+            recorder.episodes.expire(now_ns, |tid| live.begun_ns(tid));
+        }
         if self.recent.is_empty() {
             return;
         }
-        let live = &self.live;
         let held = self.recent.iter().filter_map(|tid| Some((*tid, live.begun_ns(*tid)?)));
         let settled = Settled { now_ns, held: held.collect() };
         // Those go on to be asked about: what they are in may last longer.

@@ -70,6 +70,10 @@ pub struct Files {
     state: State,
     /// The end of the cooldown, in nanoseconds of `CLOCK_MONOTONIC`.
     quiet_until_ns: u64,
+    /// That of OOM kills, which only another one begins: what comes before a kill must not hide it.
+    no_oom_until_ns: u64,
+    /// Whether the last file is of one.
+    is_of_oom: bool,
     /// Firings that nothing came of since the last file was begun.
     missed: u64,
     sum: Sum,
@@ -142,6 +146,8 @@ impl Files {
             options,
             state: State::Idle,
             quiet_until_ns: 0,
+            no_oom_until_ns: 0,
+            is_of_oom: false,
             missed: 0,
             sum: Sum::default(),
             is_failing: false,
@@ -177,8 +183,9 @@ impl Files {
     }
 
     /// Whether a file would be begun.
-    pub fn is_ready(&self, now_ns: u64) -> bool {
-        !self.is_writing() && now_ns >= self.quiet_until_ns
+    pub fn is_ready(&self, cause: &Cause, now_ns: u64) -> bool {
+        let until_ns = if cause.is_oom() { self.no_oom_until_ns } else { self.quiet_until_ns };
+        !self.is_writing() && now_ns >= until_ns
     }
 
     /// Begins a file, unless one is being written or has just been; says whether. If not,
@@ -194,10 +201,15 @@ impl Files {
         meta: &Meta,
         flight: &mut Flight,
     ) -> bool {
-        if !self.is_ready(now_ns) {
+        if !self.is_ready(cause, now_ns) {
             if !cause.is_again() {
                 self.missed += 1;
                 self.sum.missed += 1;
+            }
+            if cause.is_oom() && !self.is_writing() {
+                say(format_args!(
+                    "memtrace: no file of its own, in the cooldown of another: {cause}"
+                ));
             }
             return false;
         }
@@ -205,6 +217,7 @@ impl Files {
             Ok(writing) => {
                 flight.hold(Some(writing.next));
                 self.missed = 0;
+                self.is_of_oom = cause.is_oom();
                 self.state = State::Writing(writing);
                 true
             }
@@ -345,6 +358,9 @@ impl Files {
     fn cool_down(&mut self, now_ns: u64) {
         let cooldown_ns = u64::try_from(self.options.cooldown.as_nanos()).unwrap_or(u64::MAX);
         self.quiet_until_ns = now_ns.saturating_add(cooldown_ns);
+        if self.is_of_oom {
+            self.no_oom_until_ns = self.quiet_until_ns;
+        }
     }
 
     /// Completes the file that is being written, waits a little for the command, and tells what has become of all.

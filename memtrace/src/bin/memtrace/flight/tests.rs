@@ -8,6 +8,8 @@ use memtrace::{
         flight::LEAST_MEMORY,
         meta::{End, Note, Settled},
     },
+    scope::Oom,
+    stall::Comm,
     trigger::{Trigger, Watch},
 };
 use tempfile::TempDir;
@@ -79,6 +81,14 @@ impl Recorder {
         self.files.fire(&cause, now_ns, &Self::clock(), &meta, &mut self.flight)
     }
 
+    fn kill(&mut self, second: u64) -> bool {
+        let mut watch = Watch::new(&"oom".parse().expect("a trigger"));
+        let at_ns = second * SECOND;
+        let cause = watch.oom(&killed(at_ns)).expect("asked for");
+        let meta = Meta::default();
+        self.files.fire(&cause, at_ns, &Self::clock(), &meta, &mut self.flight)
+    }
+
     fn write(&mut self, second: u64) {
         while self.files.write(second * SECOND, &mut self.flight) {}
     }
@@ -109,9 +119,41 @@ impl Recorder {
     }
 }
 
+fn killed(at_ns: u64) -> Oom {
+    let comm = Comm::new([0; Comm::LEN]);
+    Oom {
+        at_ns,
+        pid: 1,
+        tid: 1,
+        uid: 0,
+        comm,
+        cgroup_id: None,
+        victim_pid: 2,
+        victim_comm: None,
+        victim_cgroup_id: None,
+        stack: Vec::new(),
+        user_stack: Vec::new(),
+    }
+}
+
 /// When its blocks were, in seconds.
 fn seconds(recording: &Recording) -> Vec<u64> {
     recording.places.iter().map(|place| place.last_ns / SECOND).collect()
+}
+
+#[test]
+fn what_comes_before_a_kill_does_not_hide_it() {
+    let mut recorder = Recorder::new(|_| {});
+    recorder.push(901);
+    assert!(recorder.fire(901));
+    assert!(!recorder.kill(905), "it has to wait for the file");
+    recorder.finish(911);
+    assert!(!recorder.fire(912));
+    assert!(recorder.kill(913));
+    recorder.finish(923);
+    assert!(!recorder.fire(924) && !recorder.kill(982));
+    assert!(recorder.kill(983));
+    assert_eq!(recorder.names().len(), 3);
 }
 
 #[test]
