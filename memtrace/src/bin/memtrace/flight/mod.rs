@@ -1,8 +1,10 @@
 //! The flight recorder's files: one for each time that the trigger fires, with what was kept until then and what
 //! comes after.
 //!
-//! Blocks are written a few at a time, so that the buffer that the probes write into is looked at in between, and
-//! the disk is waited for by a thread of its own.
+//! Blocks are written a few at a time, so that the buffer that the probes write into is looked at in between. That all of a file
+//! is on the disk is waited for by a thread of its own. But writing itself may have to wait, too: where much waits for the
+//! disk already, the kernel makes whoever writes sleep, 200 ms at a time, and what then finds no room in the buffer is lost, and
+//! counted.
 
 mod abandoned;
 mod directory;
