@@ -32,7 +32,7 @@ use tokio::{
 use crate::{
     config::{FlightConfig, RecordConfig, Verbosity},
     episodes::say_coverage,
-    flight::{Files, Lost},
+    flight::{self, Files, Lost},
     output::say,
     privileges, protect,
     tape::{self, Sink, Tape, TapeFile},
@@ -56,7 +56,7 @@ const MOST_ASKED: usize = 256;
 
 /// Records as `config` says.
 pub fn run(config: &RecordConfig) -> Result<()> {
-    let memory = config.flight.as_ref().map_or(0, |flight| flight.memory);
+    let memory = config.flight.as_ref().map_or(0, |flight| flight.memory + flight::AT_ONCE);
     let more = protect::HEAP_FOR_RECORDING + memory;
     run_loop(config.verbosity, config.request.user_stacks, more, async |helper, stop| {
         Box::pin(Run::start(config, helper)?.record(stop)).await
@@ -261,7 +261,7 @@ impl<'a> Run<'a> {
             has_more = self.take(BATCH)?;
             if let Destination::Flight(recorder) = &mut self.tape.sink {
                 let FlightRecorder { files, flight, .. } = &mut **recorder;
-                has_more |= files.write(self.now_ns, flight);
+                files.write(self.now_ns, flight);
             }
         }
         self.end().await

@@ -1,11 +1,11 @@
 //! The flight recorder's files: one for each time that the trigger fires, with what was kept until then and what
 //! comes after.
 //!
-//! Blocks are written a few at a time, so that the buffer that the probes write into is looked at in between, and
-//! the disk is waited for by a thread of its own.
+//! Blocks are handed to a thread of its own a few at a time, which waits for the disk.
 
 mod abandoned;
 mod directory;
+mod disk;
 mod exec;
 mod lost;
 
@@ -13,15 +13,15 @@ use std::{
     ffi::OsString,
     fmt::{self, Display, Formatter},
     fs::File,
-    io::{self, Write as _},
-    iter, mem,
+    io, iter, mem,
     num::NonZero,
     path::PathBuf,
-    thread::{self, JoinHandle},
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use memtrace::{
     clock::WallClock,
     recording::{Fired, Flight, Meta, file, meta::since_1970_ns},
@@ -29,21 +29,18 @@ use memtrace::{
 };
 use rustix::thread::CapabilitySet;
 
-pub use self::lost::Lost;
 use self::{
     directory::{Directory, Part},
+    disk::Disk,
     exec::Exec,
 };
+pub use self::{disk::AT_ONCE, lost::Lost};
 use crate::output::say;
 
-/// Bytes to write before looking at anything else.
-const AT_ONCE: usize = 256 << 10;
 /// How long the disk and the command may take at the end.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often to look whether they are done then.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// Stack of the thread that waits for the disk, in bytes.
-const STACK: usize = 64 << 10;
 
 /// Which files to write.
 #[derive(Clone, Debug)]
@@ -66,6 +63,7 @@ pub struct Options {
 pub struct Files {
     options: Options,
     directory: Directory,
+    disk: Disk,
     exec: Option<Exec>,
     state: State,
     /// The end of the cooldown, in nanoseconds of `CLOCK_MONOTONIC`.
@@ -92,7 +90,7 @@ enum State {
 #[derive(Debug)]
 struct Writing {
     part: Part,
-    file: File,
+    file: Arc<File>,
     cause: String,
     /// When the time after the firing is over.
     until_ns: u64,
@@ -102,13 +100,11 @@ struct Writing {
     end: Option<(u64, Vec<u8>)>,
 }
 
-/// A file that the disk has to take.
+/// A file whose last part the disk has to take.
 #[derive(Debug)]
 struct Syncing {
     part: Part,
     cause: String,
-    /// Nothing where no thread could be started: then it is not waited for.
-    disk: Option<JoinHandle<io::Result<()>>>,
 }
 
 /// What has become of all firings.
@@ -142,6 +138,7 @@ impl Files {
     pub fn prepare(options: Options) -> Result<Self> {
         let files = Self {
             directory: Directory::prepare(&options.directory)?,
+            disk: Disk::start().context("cannot start a thread to write recordings")?,
             exec: options.exec.clone().map(Exec::new),
             options,
             state: State::Idle,
@@ -213,7 +210,9 @@ impl Files {
             }
             return false;
         }
-        match self.begin(cause, now_ns, clock, meta, flight.numbers().start, flight.since_ns()) {
+        let begun =
+            self.begin(cause, now_ns, clock, meta, flight.numbers().start, flight.since_ns());
+        match begun {
             Ok(writing) => {
                 flight.hold(Some(writing.next));
                 self.missed = 0;
@@ -229,7 +228,7 @@ impl Files {
     }
 
     fn begin(
-        &self,
+        &mut self,
         cause: &Cause,
         now_ns: u64,
         clock: &WallClock,
@@ -250,14 +249,14 @@ impl Files {
         };
         let began_ns = since_1970_ns(clock.at(since_ns)).max(meta.began_ns);
         let meta = Meta { trigger: Some(fired), began_ns, ..meta.clone() };
-        let (part, mut file) = self.directory.begin(at, &cause.slug())?;
-        if let Err(error) = file.write_all(&file::header(&meta)) {
-            let _removed: io::Result<()> = self.directory.remove(&part.name);
-            return Err(error);
-        }
+        // It has all of the file before, or could not write it.
+        let room = self.disk.room()?.ok_or(io::ErrorKind::ResourceBusy)?;
+        let (part, file) = self.directory.begin(at, &cause.slug())?;
+        room.extend_from_slice(&file::header(&meta));
         let after_ns = u64::try_from(self.options.after.as_nanos()).unwrap_or(u64::MAX);
         let until_ns = now_ns.saturating_add(after_ns);
         let cause = cause.to_string();
+        let file = Arc::new(file);
         Ok(Writing { part, file, cause, until_ns, next: first, end: None })
     }
 
@@ -279,26 +278,28 @@ impl Files {
         }
     }
 
-    /// Writes some of the blocks that wait; says whether there are more. A file that cannot be written is given up.
-    pub fn write(&mut self, now_ns: u64, flight: &mut Flight) -> bool {
-        let State::Writing(writing) = &mut self.state else { return false };
-        let written = writing.write(flight);
-        flight.hold(Some(writing.next));
-        match written {
-            Ok(Written::Some) => return true,
-            Ok(Written::AllThereIs) => return false,
-            Ok(Written::All) => {
-                if let State::Writing(writing) = mem::replace(&mut self.state, State::Idle) {
-                    self.state = State::Syncing(writing.sync());
-                }
-            }
+    /// Has some of the blocks that wait written, once those before are. A file that cannot be written is given up.
+    pub fn write(&mut self, now_ns: u64, flight: &mut Flight) {
+        let State::Writing(writing) = &mut self.state else { return };
+        let room = match self.disk.room() {
+            Ok(Some(room)) => room,
+            Ok(None) => return,
             Err(error) => {
                 let _removed: io::Result<()> = self.directory.remove(&writing.part.name);
                 self.fail(&error, now_ns);
+                return flight.hold(None);
             }
+        };
+        let is_last = writing.fill(room, flight);
+        if is_last || !room.is_empty() {
+            self.disk.write(&writing.file, is_last);
         }
-        flight.hold(None);
-        false
+        flight.hold(Some(writing.next));
+        if is_last && let State::Writing(writing) = mem::replace(&mut self.state, State::Idle) {
+            let Writing { part, cause, .. } = writing;
+            self.state = State::Syncing(Syncing { part, cause });
+            flight.hold(None);
+        }
     }
 
     /// Completes the file that the disk has taken, and looks whether the command has ended: now and then.
@@ -306,16 +307,17 @@ impl Files {
         if let Some(exec) = &mut self.exec {
             exec.reap();
         }
-        let is_done =
-            |disk: &Option<JoinHandle<_>>| disk.as_ref().is_none_or(JoinHandle::is_finished);
-        match mem::replace(&mut self.state, State::Idle) {
-            State::Syncing(Syncing { part, cause, disk }) if is_done(&disk) => {
-                let synced = disk.map_or(Ok(()), |disk| {
-                    disk.join().unwrap_or_else(|_| Err(io::Error::other("it cannot be synced")))
-                });
-                self.complete(synced, &part, &cause, now_ns);
-            }
-            state => self.state = state,
+        if !matches!(self.state, State::Syncing(_)) {
+            return;
+        }
+        let synced = match self.disk.room() {
+            Ok(None) => return,
+            Ok(Some(_)) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let State::Syncing(Syncing { part, cause }) = mem::replace(&mut self.state, State::Idle)
+        {
+            self.complete(synced, &part, &cause, now_ns);
         }
     }
 
@@ -370,15 +372,18 @@ impl Files {
 
     fn end_by(mut self, until: Instant, now_ns: u64, flight: &mut Flight) -> Sum {
         self.finish(&[], flight);
-        while self.write(now_ns, flight) && Instant::now() < until {}
-        while matches!(self.state, State::Syncing(_)) && Instant::now() < until {
+        loop {
+            self.write(now_ns, flight);
             self.tick(now_ns);
+            if !self.is_writing() || Instant::now() >= until {
+                break;
+            }
             thread::sleep(LOOK_EVERY);
         }
         match mem::replace(&mut self.state, State::Idle) {
             State::Idle => {}
             // All of it is written, even if the disk does not have it.
-            State::Syncing(Syncing { part, cause, .. }) => {
+            State::Syncing(Syncing { part, cause }) => {
                 self.complete(Ok(()), &part, &cause, now_ns);
             }
             // What is written can be read, and to what is not its reader points.
@@ -397,44 +402,32 @@ impl Files {
     }
 }
 
-/// How much of what waits is written.
-enum Written {
-    Some,
-    AllThereIs,
-    /// With the end.
-    All,
-}
-
 impl Writing {
-    fn write(&mut self, flight: &Flight) -> io::Result<Written> {
-        let Self { file, next, end, .. } = self;
+    /// Adds the blocks that come next to what is written next, as many as are written at once; says whether that is all of
+    /// them, with the end.
+    fn fill(&mut self, room: &mut Vec<u8>, flight: &Flight) -> bool {
+        let Self { next, end, .. } = self;
         let numbers = flight.numbers();
         // Those that had to make room are missing in the file, which their numbers tell.
         *next = numbers.start.max(*next);
         let up_to = end.as_ref().map_or(numbers.end, |(up_to, _)| *up_to);
-        let mut written = 0;
+        let has_room = |room: &Vec<u8>, len: usize| room.is_empty() || room.len() + len <= AT_ONCE;
         for [front, back] in flight.from(*next) {
             if *next >= up_to {
                 break;
             }
-            if written >= AT_ONCE {
-                return Ok(Written::Some);
+            if !has_room(room, front.len() + back.len()) {
+                return false;
             }
-            file.write_all(front)?;
-            file.write_all(back)?;
-            written += front.len() + back.len();
+            room.extend_from_slice(front);
+            room.extend_from_slice(back);
             *next += 1;
         }
-        let Some((_, last)) = end else { return Ok(Written::AllThereIs) };
-        file.write_all(last)?;
-        Ok(Written::All)
-    }
-
-    /// Has the disk take it, meanwhile.
-    fn sync(self) -> Syncing {
-        let Self { part, file, cause, .. } = self;
-        let thread = thread::Builder::new().name("memtrace-sync".to_owned()).stack_size(STACK);
-        Syncing { part, cause, disk: thread.spawn(move || file.sync_data()).ok() }
+        let last = end.as_ref().filter(|(_, last)| has_room(room, last.len()));
+        last.is_some_and(|(_, last)| {
+            room.extend_from_slice(last);
+            true
+        })
     }
 }
 
