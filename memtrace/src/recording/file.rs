@@ -147,15 +147,13 @@ impl Place {
     }
 }
 
-/// What of a recording is not there.
+/// What of a recording is not there, as far as headers tell: which blocks are damaged only their data do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Missing {
     /// Oldest blocks that were given up for the size of the file.
     pub dropped: u64,
     /// Blocks in between that are not there any more.
     pub lost: u64,
-    /// Blocks that are there, but damaged, as far as that is known: headers do not tell.
-    pub damaged: u64,
     /// Bytes that belong to no block, or to one that is there already. What is left of the block that the newest one was
     /// written over does not count.
     pub stray: u64,
@@ -169,7 +167,7 @@ pub struct Recording {
     pub meta: Meta,
     /// Where the blocks are, in their order.
     pub places: Vec<Place>,
-    /// What is not there, as far as headers tell.
+    /// What is not there.
     pub missing: Missing,
 }
 

@@ -5,10 +5,12 @@
 
 use std::fmt;
 use std::io::{self, Write as _};
+use std::sync::atomic::AtomicU64;
 
 use csv::{Writer, WriterBuilder};
 use memtrace_common::record::part;
 
+use super::LeftOut;
 use super::export::{Paths, Stacks, each_block, function, paths, since_1970_ns};
 use crate::recording::{Block, Class, Recording, Thread, Told, meta::timestamp};
 use crate::stall::Zone;
@@ -52,12 +54,17 @@ const PARTS: [(&str, usize); part::COUNT] = [
 /// The columns behind them: `FUNCTION=NS` for each shrinker that is told apart, and functions of the kernel.
 const LAST: [&str; 2] = ["shrinkers", "stack"];
 
-/// Writes all stalls, those of one recording in the order in which they ended.
-pub fn write(recordings: &[Recording], out: &mut dyn io::Write) -> io::Result<()> {
+/// Writes all stalls, those of one recording in the order in which they ended. `done` counts the blocks as they are
+/// done.
+pub fn write(
+    recordings: &[Recording],
+    done: &AtomicU64,
+    out: &mut dyn io::Write,
+) -> io::Result<LeftOut> {
     let mut row = Row { out: WriterBuilder::new().from_writer(out), text: Vec::new() };
     let parts = PARTS.iter().map(|(name, _)| name);
     row.out.write_record(FIRST.iter().chain(parts).chain(&LAST)).map_err(cause)?;
-    each_block(recordings, |number, block, names| {
+    let left_out = each_block(recordings, done, |number, block, names| {
         let meta = &recordings[number].meta;
         let (paths, mut stacks) = (paths(block), Stacks::default());
         let mut result = Ok(());
@@ -69,7 +76,8 @@ pub fn write(recordings: &[Recording], out: &mut dyn io::Write) -> io::Result<()
         });
         result
     })?;
-    row.out.flush()
+    row.out.flush()?;
+    Ok(left_out)
 }
 
 /// Where lines are made, field by field.

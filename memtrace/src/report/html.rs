@@ -29,7 +29,7 @@ use self::data::Data;
 use self::gathered::{Gathered, Setting};
 use self::summary::Facts;
 use self::words::{InScript, html};
-use super::gather;
+use super::{LeftOut, gather};
 use crate::recording::Recording;
 
 /// The page, with names in double braces for what is put in.
@@ -40,10 +40,14 @@ const SCRIPT: &str = include_str!("html/page.js");
 pub static CHARTS: &[u8] = include_bytes!("../../assets/echarts.min.js.gz");
 
 /// Writes what the recordings come to as one page. `done` counts the blocks as they are done.
-pub fn write(recordings: &[Recording], done: &AtomicU64, out: &mut dyn Write) -> io::Result<()> {
+pub fn write(
+    recordings: &[Recording],
+    done: &AtomicU64,
+    out: &mut dyn Write,
+) -> io::Result<LeftOut> {
     let setting = Setting { axis: Axis::of(recordings), hosts: hosts(recordings) };
-    let (gathered, damaged) = gather(recordings, || Gathered::new(&setting), done);
-    let facts = Facts::of_all(&gathered, recordings, damaged);
+    let (gathered, left_out) = gather(recordings, || Gathered::new(&setting), done);
+    let facts = Facts::of_all(&gathered, recordings, &left_out);
     let data = Data::of(gathered, &setting, recordings);
     let (nonce, mut out) = (nonce(), BufWriter::new(out));
     let mut rest = PAGE;
@@ -67,7 +71,8 @@ pub fn write(recordings: &[Recording], done: &AtomicU64, out: &mut dyn Write) ->
         rest = after;
     }
     out.write_all(rest.as_bytes())?;
-    out.flush()
+    out.flush()?;
+    Ok(left_out)
 }
 
 /// By recording, the number of its host as it was between two boots.

@@ -10,16 +10,11 @@ use super::looks::Looks;
 use super::stacks::Stacks;
 use super::stat::Stat;
 use super::words::{short, zone_name};
-use crate::cgroup::Cgroups;
-use crate::clock::WallClock;
 use crate::kind::Kind;
-use crate::names::Names;
-use crate::recording::meta::timestamp;
 use crate::recording::{Block, Counts, End, Meta, Note, Recording, Told};
 use crate::report::Gather;
 use crate::scope::Oom;
 use crate::stall::Comm;
-use crate::symbols::Symbols;
 
 /// Most kills that are told.
 pub const MOST_KILLS: usize = 500;
@@ -289,7 +284,7 @@ impl Gather for Gathered<'_> {
         let long = self.stalls(recording, meta, block);
         self.end_block(recording, block);
         if !long.is_empty() || self.stacks.has_some() {
-            let mut names = names(meta, block);
+            let mut names = block.names(meta);
             let host = self.host(recording);
             self.longest.take(&long, (recording, host), &self.setting.axis, block, &mut names);
             self.stacks.end_block(block, &mut names);
@@ -339,20 +334,4 @@ impl Gather for Gathered<'_> {
         self.ends.extend(ends);
         self.counts.extend(counts);
     }
-}
-
-/// The names that a block brings.
-fn names(meta: &Meta, block: &Block) -> Names {
-    let mut names = Names {
-        gfp: meta.gfp_names(),
-        modes: Meta::enum_names(&meta.modes),
-        statuses: Meta::enum_names(&meta.statuses),
-        throttles: Meta::enum_names(&meta.throttles),
-        cgroups: Cgroups::from_paths([]),
-        clock: WallClock::from_epoch(timestamp(block.epoch_ns())),
-        symbols: Symbols::from_frames([]),
-        page_size: meta.page_size,
-    };
-    block.teach(&mut names);
-    names
 }
