@@ -399,7 +399,6 @@ fn expected(block: &Block, boot: u32, host: &str, told: &Told<'_>) -> Value {
         (None, None) => String::new(),
     };
     let target = told.class.and_then(memtrace::recording::Class::target).filter(|id| *id != 0);
-    let target_bytes = path(target).map_or_else(|| shown(target).into_bytes(), <[u8]>::to_vec);
     let function = |address: u64| block.function(address).map(Frame::function).unwrap_or_default();
     let stack: Vec<_> = block.stack(told.stack).iter().rev().map(|it| function(*it)).collect();
     let user = block.user_frames(told.user_stack).iter().rev();
@@ -433,7 +432,9 @@ fn expected(block: &Block, boot: u32, host: &str, told: &Told<'_>) -> Value {
         "cgroup_id": told.thread.cgroup_id,
         "cgroup": hex(path(told.thread.cgroup_id).unwrap_or_default()),
         "cgroup_shown": shown(told.thread.cgroup_id),
-        "target_cgroup": hex(&target_bytes),
+        "target_cgroup_id": target,
+        "target_cgroup": hex(path(target).unwrap_or_default()),
+        "target_cgroup_shown": shown(target),
         "nr_reclaimed": told.nr_reclaimed,
         "parts": parts,
         "shrinkers": shrinkers,
