@@ -3,6 +3,8 @@
 //! What is wanted of them is gathered in one pass over their blocks, by as many threads as there are CPUs: each
 //! has a part of the blocks that follow one another, and what they have gathered is put together in that order.
 
+#[cfg(test)]
+mod check;
 pub mod csv;
 mod diff;
 mod export;

@@ -162,17 +162,15 @@ impl Replay<'_> {
     /// Shows the blocks, and counts them as they are done.
     fn blocks(&mut self, recording: &Recording, done: &AtomicU64) -> Result<Reader> {
         for place in &recording.places {
-            let reader = match recording.block(place) {
-                Ok(block) => self.block(&block)?,
-                Err(_) => {
-                    self.damaged += 1;
-                    Reader::Ready
-                }
+            done.fetch_add(1, Ordering::Relaxed);
+            let Ok(block) = recording.block(place) else {
+                self.damaged += 1;
+                continue;
             };
+            let reader = self.block(&block)?;
             if reader == Reader::Gone || self.over_at.is_some() {
                 return Ok(reader);
             }
-            done.fetch_add(1, Ordering::Relaxed);
         }
         Ok(Reader::Ready)
     }

@@ -39,11 +39,11 @@ impl Facts {
         });
         let mut all: Vec<_> = each.collect();
         if recordings.len() > MOST {
-            let mut more = format!("{} recordings that are not listed", recordings.len() - MOST);
-            let damaged = left_out.iter().skip(MOST).fold(0, |sum: u64, n| sum.saturating_add(*n));
-            if damaged != 0 {
-                more += &format!("; {damaged} {DAMAGED} in them");
-            }
+            let more = format!("{} recordings that are not listed", recordings.len() - MOST);
+            let more = match left_out.iter().skip(MOST).sum::<u64>() {
+                0 => more,
+                damaged => format!("{more}; {damaged} {DAMAGED} in them"),
+            };
             all.push(Self { rows: vec![("And", more)] });
         }
         all
