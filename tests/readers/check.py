@@ -41,7 +41,7 @@ def check_csv(directory, expected):
         whole, fraction = re.fullmatch(r"(.*)\.(\d{9})Z", row["time"]).groups()
         since = csv_seconds(whole) * SECOND + int(fraction)
         equal(since, stall["time_ns"], "time")
-        for key in ["start_ns", "duration_ns", "pid", "tid", "uid", "cpu", "order", "cgroup_id", "nr_reclaimed"]:
+        for key in ["start_ns", "duration_ns", "pid", "tid", "uid", "cpu", "order", "cgroup_id", "target_cgroup_id", "nr_reclaimed"]:
             equal(number(row[key]), stall[key], key)
         for key in ["host", "comm", "cgroup", "target_cgroup"]:
             equal(original(row[key]), bytes.fromhex(stall[key]), key)
@@ -164,6 +164,7 @@ def check_perfetto(directory, expected):
         equal(args.get("stack", ""), ";".join(stall["stack"]), "stack")
         equal(args["comm"], stall["comm_shown"], "comm")
         equal(args.get("cgroup", ""), stall["cgroup_shown"], "cgroup")
+        equal(args.get("target_cgroup", ""), stall["target_cgroup_shown"], "target cgroup")
         parts = dict(stall["parts"] or {})
         parts.update((f"shrink:{function}", ns) for function, ns in stall["shrinkers"].items())
         parts = {name: ns for name, ns in parts.items() if ns}

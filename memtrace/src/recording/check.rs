@@ -11,7 +11,7 @@ use crate::kind::Kind;
 use crate::live::Event;
 use crate::names::Names;
 use crate::recording::file::{BLOCK_HEADER, block, header};
-use crate::recording::{Block, Builder, Class, Item, Meta, ReadError, Recording, Told};
+use crate::recording::{Block, Builder, Class, Fired, Item, Meta, ReadError, Recording, Told};
 use crate::scope::Scope;
 use crate::stall::{Detail, Stall};
 use crate::symbols::{Frame, Symbols};
@@ -336,6 +336,61 @@ pub fn read_changed(bytes: &[u8]) {
         at += 1;
     }
     let _read: Result<usize, ReadError> = read_file(&bytes);
+}
+
+/// Makes one or two recordings of the first half of the bytes: their blocks are changed by the second one, come once or
+/// several times, and are in both, or damaged.
+///
+/// # Panics
+/// Where what was made cannot be opened.
+#[must_use]
+pub fn recordings(bytes: &[u8]) -> Vec<Recording> {
+    let (making, changing) = bytes.split_at(bytes.len() / 2);
+    let made = Made::of(&mut Source(making), 64);
+    let (mut raws, _) = record(&made);
+    let mut changes = Source(changing);
+    for raw in &mut raws {
+        for _ in 0..changes.byte() % 4 {
+            change(raw, &mut changes);
+        }
+    }
+    let meta = Meta {
+        scopes: made.scopes,
+        host: String::from_utf8_lossy(changes.bytes(30)).into_owned(),
+        boot: String::from_utf8_lossy(changes.bytes(3)).into_owned(),
+        throttles: vec![(0, String::from_utf8_lossy(changes.bytes(30)).into_owned())],
+        began_ns: changes.number().cast_signed(),
+        trigger: (changes.byte() % 4 == 3).then(Fired::default),
+        ..Meta::default()
+    };
+    let mut files = vec![header(&meta); 1 + usize::from(changes.byte() % 2)];
+    let (mut number, mut out) = (0, Vec::new());
+    for raw in &raws {
+        let is_often = changes.byte() > 247;
+        let times = 1 + changes.byte() % if is_often { 128 } else { 3 };
+        for _ in 0..times {
+            // Most are as a recorder numbers them.
+            let how = if is_often { 0 } else { changes.byte() };
+            let first_ns = if how & 1 == 0 { number } else { changes.number() };
+            let last_ns = if how & 2 == 0 { first_ns.saturating_add(1) } else { changes.number() };
+            if how & 4 != 0 {
+                number = changes.number();
+            }
+            block(raw, number, (first_ns, last_ns), &mut out);
+            if how > 223 {
+                let at = usize::try_from(changes.number()).unwrap_or_default() % out.len();
+                out[at] ^= 1;
+            }
+            number = number.wrapping_add(1);
+            for (at, file) in files.iter_mut().enumerate() {
+                if (how >> 3 & 3) != u8::try_from(at + 1).unwrap_or_default() {
+                    file.extend_from_slice(&out);
+                }
+            }
+        }
+    }
+    let open = |bytes: &Vec<u8>| Recording::open(file(bytes)).expect("its header is right");
+    files.iter().map(open).collect()
 }
 
 const MAGIC: &[u8] = b"\xb1mtblock";

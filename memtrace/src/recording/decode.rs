@@ -7,9 +7,10 @@ use serde_json::value::RawValue;
 
 use super::columns::{Lists, Rounds, Scopes, UserStacks, classes, lists, signed, threads};
 use super::encode::MOST_ROWS;
-use super::meta::Note;
+use super::meta::{Meta, Note, timestamp};
 use super::sections::{Column, Damaged, Id, Sections};
 use super::tables::{Class, Head, PathText, Rows, Thread, What, at_most, item, known};
+use crate::clock::WallClock;
 use crate::live::Event;
 use crate::names::Names;
 use crate::scope::{Parts, Scope};
@@ -128,6 +129,15 @@ impl Block {
     #[must_use]
     pub fn epoch_ns(&self) -> i64 {
         self.head.epoch_ns
+    }
+
+    /// The names of what is in the block, of a recording of which this is known: every block has all of its own.
+    #[must_use]
+    pub fn names(&self, meta: &Meta) -> Names {
+        let clock = WallClock::from_epoch(timestamp(self.epoch_ns()));
+        let mut names = Names { clock, ..meta.names() };
+        self.teach(&mut names);
+        names
     }
 
     /// Gives what the block knows of cgroups and functions to those who ask for names.

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use thiserror::Error;
@@ -146,16 +147,15 @@ impl Place {
     }
 }
 
-/// What of a recording is not there.
+/// What of a recording is not there, as far as headers tell: which blocks are damaged only their data do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Missing {
     /// Oldest blocks that were given up for the size of the file.
     pub dropped: u64,
     /// Blocks in between that are not there any more.
     pub lost: u64,
-    /// Blocks that are there, but damaged, as far as that is known: headers do not tell.
-    pub damaged: u64,
-    /// Bytes that belong to no block, or to one that is there already.
+    /// Bytes that belong to no block, or to one that is there already. What is left of the block that the newest one was
+    /// written over does not count.
     pub stray: u64,
 }
 
@@ -167,7 +167,7 @@ pub struct Recording {
     pub meta: Meta,
     /// Where the blocks are, in their order.
     pub places: Vec<Place>,
-    /// What is not there, as far as headers tell.
+    /// What is not there.
     pub missing: Missing,
 }
 
@@ -201,18 +201,27 @@ impl Recording {
         }
         let meta = serde_json::from_slice(&text)
             .map_err(|_| ReadError::Header("it is not the text that it should be"))?;
-        let size = file.metadata()?.len();
-        let (places, stray) = find(&file, (HEADER + len) as u64, size)?;
+        let (start, size) = ((HEADER + len) as u64, file.metadata()?.len());
+        let (places, stray) = find(&file, start, size)?;
         let mut recording =
             Self { file, meta, places, missing: Missing { stray, ..Missing::default() } };
-        recording.sort();
+        recording.sort(start, size)?;
         Ok(recording)
     }
 
-    /// Puts the blocks into their order, each number once.
-    fn sort(&mut self) {
-        let Self { places, missing, meta, .. } = self;
+    /// Puts the blocks into their order, each number once. They are between these two places.
+    fn sort(&mut self, start: u64, size: u64) -> io::Result<()> {
+        let Self { file, places, missing, meta } = self;
         places.sort_unstable_by_key(|place| (place.number, place.offset));
+        if meta.trigger.is_none() {
+            let Range { start, end } = remains(places, start, size);
+            let mut front = [0; BLOCK_MAGIC.len()];
+            let len = read_at_most(file, &mut front, start)?;
+            // One that begins there is cut, or damaged.
+            if front[..len] != BLOCK_MAGIC {
+                missing.stray -= end - start;
+            }
+        }
         places.dedup_by(|again, place| {
             let is_there = again.number == place.number;
             missing.stray += if is_there { again.bytes() } else { 0 };
@@ -224,6 +233,7 @@ impl Recording {
             let there = (places.len() as u64).saturating_sub(1);
             missing.lost = (last.number - first.number).saturating_sub(there);
         }
+        Ok(())
     }
 
     /// Reads the bytes of a block, which `compressed` is room for, into `raw`.
@@ -262,6 +272,18 @@ impl Recording {
     pub fn bytes(&self) -> u64 {
         self.places.iter().map(Place::bytes).sum()
     }
+}
+
+/// Where the remains of an older block are that the newest one was written over, if the file has gone round: up to the
+/// oldest block, or to the end of the file where that is at its beginning.
+fn remains(places: &[Place], start: u64, size: u64) -> Range<u64> {
+    let (Some(oldest), Some(newest)) = (places.first(), places.last()) else { return 0..0 };
+    let behind = places.iter().map(|place| place.offset).filter(|at| *at >= newest.end()).min();
+    let is_oldest_next = match behind {
+        Some(next) => next == oldest.offset,
+        None => oldest.offset == start,
+    };
+    if oldest.number > 0 && is_oldest_next { newest.end()..behind.unwrap_or(size) } else { 0..0 }
 }
 
 /// Finds the blocks from `offset` on, and how many bytes belong to none. A block is passed over by its length, of which

@@ -6,10 +6,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Cgroups;
+use crate::clock::WallClock;
 use crate::coverage::Coverage;
 use crate::kind::Kind;
-use crate::names::{EnumNames, GfpNames};
+use crate::names::{EnumNames, GfpNames, Names};
 use crate::scope::Oom;
+use crate::symbols::Symbols;
 use crate::verdict::State;
 use crate::view::Summary;
 
@@ -122,10 +125,19 @@ impl Meta {
         if self.kinds.is_empty() { Vec::new() } else { unknown.collect() }
     }
 
-    /// Names of flags.
+    /// The names that hold for all of the recording; its blocks bring the others, and the time of day.
     #[must_use]
-    pub fn gfp_names(&self) -> GfpNames {
-        GfpNames(self.gfp.clone())
+    pub fn names(&self) -> Names {
+        Names {
+            gfp: GfpNames(self.gfp.clone()),
+            modes: Self::enum_names(&self.modes),
+            statuses: Self::enum_names(&self.statuses),
+            throttles: Self::enum_names(&self.throttles),
+            cgroups: Cgroups::default(),
+            clock: WallClock::from_epoch(timestamp(0)),
+            symbols: Symbols::from_frames([]),
+            page_size: self.page_size,
+        }
     }
 
     /// Names of an enumeration.

@@ -5,7 +5,7 @@
 //! more memory than a block may.
 
 #[cfg(test)]
-mod check;
+pub(crate) mod check;
 mod columns;
 pub mod decode;
 pub mod encode;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use proptest::collection::vec;
@@ -11,7 +12,8 @@ use super::check::{comes_back, file, read_changed, read_file, read_raw, whole};
 use super::file::{BLOCK_HEADER, block, header};
 use super::made::{Made, Source, Step, nameless};
 use super::sections::{Id, Writer};
-use super::{Block, Builder, Item, Meta, Missing, Note, ReadError, Recording};
+use super::store::Store;
+use super::{Block, Builder, Fired, Item, Meta, Missing, Note, ReadError, Recording};
 use crate::kind::Kind;
 use crate::live::Event;
 use crate::scope::{Parts, Scope};
@@ -141,14 +143,13 @@ fn a_file_that_has_gone_round_is_read_in_order() {
     }
     let file_of = |parts: &[&[u8]]| [&header(&Meta::default())[..], &parts.concat()].concat();
     let rest = &at[&4][at[&4].len() / 3..];
-    let stray = rest.len() as u64;
     let gone_round = file_of(&[&at[&7], &at[&8], rest, &at[&5], &at[&6]]);
-    let expected = Missing { dropped: 5, stray, ..Missing::default() };
+    let expected = Missing { dropped: 5, ..Missing::default() };
     assert_eq!(missing(&gone_round), (vec![5, 6, 7, 8], expected));
     assert_eq!(read_file(&gone_round).expect("it opens"), 4);
 
     let lost = file_of(&[&at[&8], rest, &at[&3], &at[&5]]);
-    let expected = Missing { dropped: 3, lost: 3, stray, ..Missing::default() };
+    let expected = Missing { dropped: 3, lost: 3, ..Missing::default() };
     assert_eq!(missing(&lost), (vec![3, 5, 8], expected));
 
     let twice = file_of(&[&at[&0], &at[&1], &at[&1], &at[&0]]);
@@ -164,6 +165,68 @@ fn a_file_that_has_gone_round_is_read_in_order() {
     block(&blocks[0], u64::MAX, (0, 0), &mut far);
     let expected = Missing { lost: u64::MAX - 1, ..Missing::default() };
     assert_eq!(missing(&file_of(&[&at[&0], &far])), (vec![0, u64::MAX], expected));
+}
+
+#[test]
+fn what_the_newest_block_was_written_over_is_no_damage_and_all_else_is() {
+    let blocks = small();
+    let block_of = |number: u64| {
+        let raw = &blocks[usize::try_from(number).expect("small") % blocks.len()];
+        let mut bytes = Vec::new();
+        block(raw, number, (0, 0), &mut bytes);
+        bytes
+    };
+    let at: BTreeMap<u64, Vec<u8>> = (0..10).map(|number| (number, block_of(number))).collect();
+    let rest = &at[&4][at[&4].len() / 3..];
+    let cut = &at[&9][..at[&9].len() / 2];
+    let mut broken = at[&6].clone();
+    broken[20] ^= 1;
+    let len = |bytes: &[u8]| bytes.len() as u64;
+    let fired = Meta { trigger: Some(Fired::default()), ..Meta::default() };
+    let whole = Meta::default();
+    let of_parts: [(&Meta, &[&[u8]], u64); 9] = [
+        // Gone round, also up to the very end.
+        (&whole, &[&at[&7], &at[&8], rest, &at[&5], &at[&6]], 0),
+        (&whole, &[&at[&5], &at[&6], &at[&7], rest], 0),
+        // A block that is damaged, and not written over.
+        (&whole, &[&at[&7], &at[&8], &broken, rest, &at[&5]], len(&broken) + len(rest)),
+        // Damaged somewhere else; where it begins; cut.
+        (&whole, &[&at[&7], &at[&8], rest, &at[&5], &broken], len(&broken)),
+        (&whole, &[b"xyz", &at[&7], &at[&8], rest, &at[&5], &at[&6]], 3),
+        (&whole, &[&broken, &at[&7], &at[&8]], len(&broken)),
+        (&whole, &[&at[&7], &at[&8], rest, &at[&5], cut], len(cut)),
+        // Not gone round.
+        (&whole, &[&at[&0], &at[&1], cut], len(cut)),
+        (&fired, &[&at[&7], &at[&8], cut], len(cut)),
+    ];
+    for (case, (meta, parts, stray)) in of_parts.into_iter().enumerate() {
+        let bytes = [&header(meta)[..], &parts.concat()].concat();
+        assert_eq!(missing(&bytes).1.stray, stray, "{case}");
+    }
+}
+
+#[test]
+fn a_file_of_a_greatest_size_is_whole_whenever_it_is_looked_at() {
+    let at = tempfile::tempfile().expect("a temporary directory");
+    let clone = || at.try_clone().expect("a descriptor");
+    let (raws, mut bytes) = (small(), Vec::new());
+    let most = 3 * raws.iter().map(|raw| raw.len() as u64).max().expect("blocks");
+    let mut store = Store::begin(clone(), &Meta::default(), most).expect("room");
+    let mut have_remains = 0;
+    for (number, raw) in (0..40).zip(raws.iter().cycle()) {
+        block(raw, number, (number, number), &mut bytes);
+        store.append(&bytes).expect("room");
+        let (mut now, len) = (Vec::new(), at.metadata().expect("it is open").len());
+        now.resize(usize::try_from(len).expect("small"), 0);
+        at.read_exact_at(&mut now, 0).expect("its bytes");
+        let (numbers, missing) = missing(&now);
+        let dropped = numbers[0];
+        assert_eq!(missing, Missing { dropped, ..Missing::default() }, "{number}");
+        let header = header(&Meta::default()).len() as u64;
+        let there = Recording::open(file(&now)).expect("a recording").bytes();
+        have_remains += u64::from(header + there < len);
+    }
+    assert!(have_remains > 10, "{have_remains}: nothing was overwritten in part");
 }
 
 #[test]

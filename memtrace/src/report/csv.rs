@@ -1,21 +1,23 @@
 //! Stalls as comma-separated values (RFC 4180): a line for each, for spreadsheets, databases and data frames.
 //!
 //! Text is UTF-8. A name that is not is written as in JSON (docs/json.md), so that nothing of it is lost. What is not
-//! known is empty.
+//! known is empty. docs/exports.md has the columns.
 
 use std::fmt;
 use std::io::{self, Write as _};
+use std::sync::atomic::AtomicU64;
 
 use csv::{Writer, WriterBuilder};
 use memtrace_common::record::part;
 
+use super::LeftOut;
 use super::export::{Paths, Stacks, each_block, function, paths, since_1970_ns};
 use crate::recording::{Block, Class, Recording, Thread, Told, meta::timestamp};
 use crate::stall::Zone;
 use crate::text::Lossless;
 
 /// The columns in front of the parts.
-const FIRST: [&str; 16] = [
+const FIRST: [&str; 17] = [
     "time",
     "host",
     "start_ns",
@@ -30,6 +32,7 @@ const FIRST: [&str; 16] = [
     "zone",
     "cgroup_id",
     "cgroup",
+    "target_cgroup_id",
     "target_cgroup",
     "nr_reclaimed",
 ];
@@ -52,12 +55,16 @@ const PARTS: [(&str, usize); part::COUNT] = [
 /// The columns behind them: `FUNCTION=NS` for each shrinker that is told apart, and functions of the kernel.
 const LAST: [&str; 2] = ["shrinkers", "stack"];
 
-/// Writes all stalls, those of one recording in the order in which they ended.
-pub fn write(recordings: &[Recording], out: &mut dyn io::Write) -> io::Result<()> {
+/// Writes all stalls, those of one recording in the order in which they ended. `done` counts the blocks as they are
+/// done.
+pub fn write(
+    recordings: &[Recording],
+    done: &AtomicU64,
+    out: &mut dyn io::Write,
+) -> io::Result<LeftOut> {
     let mut row = Row { out: WriterBuilder::new().from_writer(out), text: Vec::new() };
-    let parts = PARTS.iter().map(|(name, _)| name);
-    row.out.write_record(FIRST.iter().chain(parts).chain(&LAST)).map_err(cause)?;
-    each_block(recordings, |number, block, names| {
+    row.out.write_record(columns()).map_err(cause)?;
+    let left_out = each_block(recordings, done, |number, block, names| {
         let meta = &recordings[number].meta;
         let (paths, mut stacks) = (paths(block), Stacks::default());
         let mut result = Ok(());
@@ -69,7 +76,13 @@ pub fn write(recordings: &[Recording], out: &mut dyn io::Write) -> io::Result<()
         });
         result
     })?;
-    row.out.flush()
+    row.out.flush()?;
+    Ok(left_out)
+}
+
+fn columns() -> impl Iterator<Item = &'static str> {
+    let parts = PARTS.iter().map(|(name, _)| *name);
+    FIRST.into_iter().chain(parts).chain(LAST)
 }
 
 /// Where lines are made, field by field.
@@ -104,13 +117,10 @@ impl<W: io::Write> Row<W> {
             Some(Zone { node, name }) => self.shown(format_args!("{node}/{name}"))?,
             None => self.bytes(b"")?,
         }
-        self.if_known(cgroup_id)?;
-        let path = |id| paths.get(&id).copied();
-        self.bytes(cgroup_id.and_then(path).unwrap_or_default())?;
         let target = class.and_then(Class::target).filter(|id| *id != 0);
-        match (target, target.and_then(path)) {
-            (Some(id), None) => self.shown(format_args!("id:{id}"))?,
-            (_, path) => self.bytes(path.unwrap_or_default())?,
+        for id in [cgroup_id, target] {
+            self.if_known(id)?;
+            self.bytes(id.and_then(|id| paths.get(&id).copied()).unwrap_or_default())?;
         }
         self.number(nr_reclaimed)?;
         self.parts(block, told)?;
@@ -168,5 +178,28 @@ fn cause(error: csv::Error) -> io::Error {
     match error.into_kind() {
         csv::ErrorKind::Io(error) => error,
         other => io::Error::other(format!("{other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_column_is_in_the_docs_in_its_place() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/exports.md");
+        let page = fs::read_to_string(page).expect("docs of exports");
+        let (_, rest) = page.split_once("\n## CSV\n").expect("a section");
+        let (section, _) = rest.split_once("\n## ").expect("another one");
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+        let rows: Vec<_> = rows.collect();
+        assert!(rows.iter().map(|(column, _)| *column).eq(columns()), "{rows:?}");
+        for (column, rest) in rows {
+            let is_ns = column.ends_with("_ns") || PARTS.iter().any(|(part, _)| *part == column);
+            assert!(!is_ns || rest.starts_with("ns |"), "{column} is in nanoseconds");
+        }
     }
 }

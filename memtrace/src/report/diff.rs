@@ -156,9 +156,11 @@ impl Diff {
         let side = |number: usize| {
             let recordings = slice::from_ref(recordings[number]);
             let boots = boots(recordings);
-            let (totals, _) = super::gather(recordings, || Totals::new(&boots, 0), done);
+            let (totals, left_out) = super::gather(recordings, || Totals::new(&boots, 0), done);
             let files = slice::from_ref(&files[number]);
-            let findings = Source { recordings, files, boots: &boots, totals: &totals }.findings(0);
+            let (boots, left_out) = (&*boots, &*left_out);
+            let source = Source { recordings, files, boots, totals: &totals, left_out };
+            let findings = source.findings(0);
             Side { totals, findings }
         };
         let sides = [side(0), side(1)];

@@ -2,48 +2,49 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::fast::RandomState;
 
-use super::{blocks, read};
-use crate::cgroup::Cgroups;
-use crate::clock::WallClock;
+use super::{LeftOut, blocks, read};
 use crate::names::Names;
-use crate::recording::{Block, Meta, Place, Recording, meta::timestamp};
-use crate::symbols::{Frame, Symbols};
+use crate::recording::{Block, Place, Recording};
+use crate::symbols::Frame;
 
 /// Most bytes of a function's name: more than a recorder writes.
 const MOST_NAME: usize = 512;
 /// Most bytes of texts of stacks that are remembered of a block.
 const MOST_TEXT: usize = 16 << 20;
 
-/// Calls `each` with every block that can be read, the number of its recording and the names of what is in it.
+/// Calls `each` with every block that can be read, the number of its recording and the names of what is in it. `done`
+/// counts the blocks as they are done.
 pub fn each_block<E>(
     recordings: &[Recording],
+    done: &AtomicU64,
     mut each: impl FnMut(usize, &Block, &mut Names) -> Result<(), E>,
-) -> Result<(), E> {
-    for (number, place) in blocks(recordings) {
-        if let Some(block) = read(recordings, number, place) {
-            each(number, &block, &mut names(&recordings[number].meta, &block))?;
-        }
-    }
-    Ok(())
+) -> Result<LeftOut, E> {
+    each_place(recordings, blocks(recordings), done, |number, _, block| {
+        each(number, block, &mut block.names(&recordings[number].meta))
+    })
 }
 
-/// The names of one block: all blocks have all of theirs, so that no more need be held.
-pub fn names(meta: &Meta, block: &Block) -> Names {
-    let mut names = Names {
-        gfp: meta.gfp_names(),
-        modes: Meta::enum_names(&meta.modes),
-        statuses: Meta::enum_names(&meta.statuses),
-        throttles: Meta::enum_names(&meta.throttles),
-        cgroups: Cgroups::default(),
-        clock: WallClock::from_epoch(timestamp(block.epoch_ns())),
-        symbols: Symbols::from_frames([]),
-        page_size: meta.page_size,
-    };
-    block.teach(&mut names);
-    names
+/// Reads these blocks of recordings, each given with the number of its recording, and calls `each` with those that can
+/// be read.
+pub fn each_place<'a, E>(
+    recordings: &[Recording],
+    places: impl IntoIterator<Item = (usize, &'a Place)>,
+    done: &AtomicU64,
+    mut each: impl FnMut(usize, &Place, &Block) -> Result<(), E>,
+) -> Result<LeftOut, E> {
+    let mut left_out = vec![0; recordings.len()];
+    for (number, place) in places {
+        match read(recordings, number, place) {
+            Some(block) => each(number, place, &block)?,
+            None => left_out[number] += 1,
+        }
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(left_out)
 }
 
 /// Paths of cgroups by id.

@@ -159,8 +159,9 @@ impl Findings {
         done: &AtomicU64,
     ) -> Self {
         let boots = boots(recordings);
-        let (totals, _) = super::gather(recordings, || Totals::new(&boots, most), done);
-        Source { recordings, files, boots: &boots, totals: &totals }.findings(most)
+        let (totals, left_out) = super::gather(recordings, || Totals::new(&boots, most), done);
+        let (boots, totals, left_out) = (&*boots, &totals, &*left_out);
+        Source { recordings, files, boots, totals, left_out }.findings(most)
     }
 }
 

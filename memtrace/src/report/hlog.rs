@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use hdrhistogram::Histogram;
@@ -14,8 +15,8 @@ use hdrhistogram::serialization::interval_log::{
     IntervalLogWriter, IntervalLogWriterBuilder, IntervalLogWriterError, Tag,
 };
 
-use super::export::{boots, since_1970_ns};
-use super::{blocks, read};
+use super::export::{boots, each_place, since_1970_ns};
+use super::{LeftOut, blocks};
 use crate::histogram::Times;
 use crate::kind::Kind;
 use crate::recording::{Place, Recording};
@@ -32,8 +33,13 @@ const FORMAT: &str = "[Histogram log format version 1.3]";
 const LEGEND: &[u8] =
     b"\"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\"Interval_Compressed_Histogram\"\n";
 
-/// Writes the log, in order of time over all recordings. Seconds without stalls are left out.
-pub fn write(recordings: &[Recording], mut out: &mut dyn io::Write) -> io::Result<()> {
+/// Writes the log, in order of time over all recordings. Seconds without stalls are left out. `done` counts the blocks
+/// as they are done.
+pub fn write(
+    recordings: &[Recording],
+    done: &AtomicU64,
+    mut out: &mut dyn io::Write,
+) -> io::Result<LeftOut> {
     let boots = boots(recordings);
     let begin = |number: usize, place: &Place| {
         let begin_ns = since_1970_ns(boots[number].epoch_ns, place.first_ns);
@@ -63,18 +69,20 @@ pub fn write(recordings: &[Recording], mut out: &mut dyn io::Write) -> io::Resul
         waiting: BTreeMap::new(),
         count: 0,
     };
-    for (begin, number, place) in places {
+    let in_order = places.into_iter().map(|(_, number, place)| (number, place));
+    let left_out = each_place(recordings, in_order, done, |number, place, block| {
         // All that is still to come ends later.
+        let begin = begin(number, place);
         log.flush(|second, _| second < begin)?;
-        let Some(block) = read(recordings, number, place) else { continue };
         block.told(recordings[number].meta.scopes, |told| {
             let end_ns = told.start_ns.saturating_add(told.duration_ns);
             let end_ns = since_1970_ns(boots[number].epoch_ns, end_ns);
             log.add(end_ns.div_euclid(SECOND_NS), told.kind, told.duration_ns);
         });
-        log.flush(|_, count| count > MOST_WAITING)?;
-    }
-    log.flush(|_, _| true)
+        log.flush(|_, count| count > MOST_WAITING)
+    })?;
+    log.flush(|_, _| true)?;
+    Ok(left_out)
 }
 
 /// The time from one second to another.

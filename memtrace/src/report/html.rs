@@ -26,9 +26,9 @@ use self::data::{Data, MOST_LONGEST, MOST_ROWS};
 use self::drawn::Drawn;
 use self::summary::Facts;
 use self::words::{InScript, html};
-use super::gather;
 use super::sources::Source;
 use super::totals::{Totals, boots};
+use super::{LeftOut, gather};
 use crate::recording::Recording;
 
 /// The page, with names in double braces for what is put in.
@@ -39,13 +39,18 @@ const SCRIPT: &str = include_str!("html/page.js");
 pub static CHARTS: &[u8] = include_bytes!("../../assets/echarts.min.js.gz");
 
 /// Writes what the recordings come to as one page. `done` counts the blocks as they are done.
-pub fn write(recordings: &[Recording], done: &AtomicU64, out: &mut dyn Write) -> io::Result<()> {
+pub fn write(
+    recordings: &[Recording],
+    done: &AtomicU64,
+    out: &mut dyn Write,
+) -> io::Result<LeftOut> {
     let (boots, axis) = (boots(recordings), Axis::of(recordings));
     let make = || (Totals::new(&boots, MOST_LONGEST), Drawn::new(&axis));
-    let ((totals, drawn), damaged) = gather(recordings, make, done);
-    let source = Source { recordings, files: &[], boots: &boots, totals: &totals };
+    let ((totals, drawn), left_out) = gather(recordings, make, done);
+    let source =
+        Source { recordings, files: &[], boots: &boots, totals: &totals, left_out: &left_out };
     let findings = source.findings(MOST_ROWS);
-    let facts = Facts::of_all(&findings, &totals, recordings, damaged);
+    let facts = Facts::of_all(&findings, &totals, recordings, &left_out);
     let data = Data::of(&findings, &drawn, &axis, recordings);
     let (nonce, mut out) = (nonce(), BufWriter::new(out));
     let mut rest = PAGE;
@@ -69,7 +74,8 @@ pub fn write(recordings: &[Recording], done: &AtomicU64, out: &mut dyn Write) ->
         rest = after;
     }
     out.write_all(rest.as_bytes())?;
-    out.flush()
+    out.flush()?;
+    Ok(left_out)
 }
 
 /// What the page's own scripts go by: nobody who has chosen a name in a recording can have known it.

@@ -3,6 +3,8 @@
 //! What is wanted of them is gathered in one pass over their blocks, by as many threads as there are CPUs: each
 //! has a part of the blocks that follow one another, and what they have gathered is put together in that order.
 
+#[cfg(test)]
+mod check;
 pub mod csv;
 mod diff;
 mod export;
@@ -106,8 +108,11 @@ fn twin<'a>(recording: &'a Recording, place: &Place) -> Option<&'a Place> {
     (other.first_ns == place.first_ns && other.last_ns == place.last_ns).then_some(other)
 }
 
-/// Gathers from all blocks of the recordings; how many could not be read comes beside it. `done` counts the blocks
-/// as they are done.
+/// Of each recording, how many of its blocks were left out of what was made of it, as they are damaged.
+pub type LeftOut = Vec<u64>;
+
+/// Gathers from all blocks of the recordings; what could not be read comes beside it. `done` counts the blocks as they
+/// are done.
 ///
 /// # Panics
 /// Where `G` does.
@@ -115,34 +120,34 @@ pub fn gather<G: Gather>(
     recordings: &[Recording],
     make: impl Fn() -> G + Sync,
     done: &AtomicU64,
-) -> (G, u64) {
+) -> (G, LeftOut) {
     let all: Vec<_> = blocks(recordings).collect();
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let parts = all.chunks(all.len().div_ceil(threads).max(1));
     let gather_part = |part: &[(usize, &_)]| {
-        let (mut gathered, mut damaged) = (make(), 0);
+        let (mut gathered, mut left_out) = (make(), vec![0; recordings.len()]);
         for (number, place) in part {
             match read(recordings, *number, place) {
                 Some(block) => gathered.block(*number, &recordings[*number].meta, &block),
-                None => damaged += 1,
+                None => left_out[*number] += 1,
             }
             done.fetch_add(1, Ordering::Relaxed);
         }
-        (gathered, damaged)
+        (gathered, left_out)
     };
     thread::scope(|scope| {
         let workers: Vec<_> = parts.map(|part| scope.spawn(move || gather_part(part))).collect();
-        let mut sum: Option<(G, u64)> = None;
+        let mut sum: Option<(G, LeftOut)> = None;
         for worker in workers {
-            let (gathered, damaged) = worker.join().expect("it does not panic");
+            let (gathered, left_out) = worker.join().expect("it does not panic");
             match &mut sum {
-                Some((all, all_damaged)) => {
+                Some((all, all_left_out)) => {
                     all.merge(gathered);
-                    *all_damaged += damaged;
+                    all_left_out.iter_mut().zip(left_out).for_each(|(sum, more)| *sum += more);
                 }
-                None => sum = Some((gathered, damaged)),
+                None => sum = Some((gathered, left_out)),
             }
         }
-        sum.unwrap_or_else(|| (make(), 0))
+        sum.unwrap_or_else(|| (make(), vec![0; recordings.len()]))
     })
 }

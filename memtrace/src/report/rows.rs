@@ -97,9 +97,6 @@ pub struct Recorded {
     pub lost_blocks: u64,
     /// Blocks that are there, but damaged.
     pub damaged_blocks: u64,
-    /// Those of them that were found so only as they were read.
-    #[serde(skip)]
-    pub unreadable_blocks: u64,
     /// Bytes that belong to no block.
     pub stray_bytes: u64,
     /// Why it was written, where a trigger made it.
@@ -119,13 +116,12 @@ impl Recorded {
         [self.lost_blocks, self.damaged_blocks, self.stray_bytes] != [0; 3]
     }
 
-    /// Notes what is missing by the headers, and how many blocks could not be read beside.
-    pub(super) fn misses(&mut self, missing: Missing, unreadable: u64) {
-        let Missing { dropped, lost, damaged: known, stray } = missing;
+    /// Notes what is missing by the headers, and how many blocks were found damaged.
+    pub(super) fn misses(&mut self, missing: Missing, damaged: u64) {
+        let Missing { dropped, lost, stray } = missing;
         self.dropped_blocks = dropped;
         self.lost_blocks = lost;
-        self.damaged_blocks = known.saturating_add(unreadable);
-        self.unreadable_blocks = unreadable;
+        self.damaged_blocks = damaged;
         self.stray_bytes = stray;
     }
 }

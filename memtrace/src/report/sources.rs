@@ -15,6 +15,8 @@ pub struct Source<'a> {
     /// Of each recording.
     pub boots: &'a [u32],
     pub totals: &'a Totals,
+    /// Of each recording, how many blocks are damaged.
+    pub left_out: &'a [u64],
 }
 
 impl Source<'_> {
@@ -116,8 +118,7 @@ impl Source<'_> {
                     .unwrap_or_default(),
                 ..Recorded::default()
             };
-            let there = recording.places.len() as u64;
-            recorded.misses(recording.missing, there.saturating_sub(seen[number].blocks));
+            recorded.misses(recording.missing, self.left_out[number]);
             recorded
         };
         self.recordings.iter().enumerate().map(recorded).collect()

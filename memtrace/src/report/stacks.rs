@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::sync::atomic::AtomicU64;
 
 use foldhash::fast::RandomState;
 
+use super::LeftOut;
 use super::export::{each_block, function};
 use crate::kind::Kind;
 use crate::recording::{Block, Recording};
@@ -24,12 +26,12 @@ struct Key {
 }
 
 /// Folds the stacks of all stalls: `comm;kind;frames`, those in user space outside of the kernel's where they were
-/// recorded. What can't be read is left out.
+/// recorded. `done` counts the blocks as they are done.
 #[must_use]
-pub fn fold(recordings: &[Recording]) -> Folded {
+pub fn fold(recordings: &[Recording], done: &AtomicU64) -> (Folded, LeftOut) {
     let mut folded =
         Folded::new(FoldedOptions { kernel: true, user: true, max_stacks: MAX_STACKS });
-    let Ok(()) = each_block::<Infallible>(recordings, |number, block, names| {
+    let Ok(left_out) = each_block::<Infallible>(recordings, done, |number, block, names| {
         for (Key { comm, kind, stack, user_stack }, ns) in
             sums(block, recordings[number].meta.scopes)
         {
@@ -40,7 +42,7 @@ pub fn fold(recordings: &[Recording]) -> Folded {
         }
         Ok(())
     });
-    folded
+    (folded, left_out)
 }
 
 /// The time of a block's stalls, in an order that is the same every time: which stacks there is no room for must

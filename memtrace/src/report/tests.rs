@@ -1,20 +1,26 @@
 //! Made-up recordings, and what they come to by hand.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Seek as _, Write as _};
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
 use insta::assert_snapshot;
 use jiff::tz::TimeZone;
 use memtrace_common::record::part;
+use proptest::collection::vec;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::check::all_outputs;
 use super::findings::Findings;
 use super::keys::{CgroupKey, ThreadKey};
 use super::totals::{Totals, boots};
 use super::{Diff, blocks, gather};
 use crate::kind::Kind;
 use crate::live::Event;
+use crate::recording::check;
 use crate::recording::{Builder, Counts, End, Fired, Look, Meta, Note, Recording, file};
 use crate::scope::{Parts, Scope};
 use crate::stall::{Detail, Limit, Stall};
@@ -563,7 +569,7 @@ fn what_is_damaged_is_left_out_and_told() {
     let findings = findings(&[opened(&bytes)]);
     let recorded = &findings.recordings[0];
     assert_eq!((recorded.dropped_blocks, recorded.lost_blocks, recorded.damaged_blocks), (2, 1, 1));
-    assert_eq!((findings.stats.count, recorded.unreadable_blocks), (2, 1));
+    assert_eq!(findings.stats.count, 2);
     let text = text(&findings);
     assert!(
         text.contains("oldest blocks given up for its size: 2, blocks lost in between: 1"),
@@ -592,6 +598,26 @@ fn names_that_anyone_chose_break_nothing() {
     let mut out = Vec::new();
     findings.json(&mut out);
     assert!(!String::from_utf8(out).expect("UTF-8").contains(hidden));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 50, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn of_what_was_changed_all_outputs_can_be_made(bytes in vec(any::<u8>(), 0..4000)) {
+        all_outputs(&check::recordings(&bytes));
+    }
+}
+
+/// What the fuzzer has found to lead to different places.
+#[test]
+fn of_what_the_fuzzer_has_collected_all_outputs_can_be_made() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/report");
+    let files = fs::read_dir(corpus).expect("there is a corpus");
+    let files = files.map(|file| fs::read(file.expect("a file").path()).expect("a file"));
+    let recordings = files.map(|bytes| check::recordings(&bytes));
+    let count = recordings.map(|recordings| all_outputs(&recordings)).count();
+    assert!(count > 10, "{count}");
 }
 
 fn diff(before: &Recording, after: &Recording) -> Diff {

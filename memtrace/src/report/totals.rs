@@ -57,8 +57,6 @@ pub struct Kill {
 /// What was found in the blocks of one recording.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
-    /// How many blocks could be read.
-    pub blocks: u64,
     /// Stalls in them.
     pub stalls: u64,
     /// Time of day when `CLOCK_MONOTONIC` was zero, in nanoseconds since 1970, by the first and the last block.
@@ -73,7 +71,6 @@ pub struct Seen {
 
 impl Seen {
     fn merge(&mut self, later: Self) {
-        self.blocks += later.blocks;
         self.stalls += later.stalls;
         self.epoch_ns = match (self.epoch_ns, later.epoch_ns) {
             (Some((first, _)), Some((_, last))) => Some((first, last)),
@@ -348,7 +345,6 @@ impl Totals {
         let wall = |ns| epoch_ns.saturating_add_unsigned(ns);
         let span_ns = (stalls != 0).then(|| (wall(span_ns.0), wall(span_ns.1)));
         self.seen[recording].merge(Seen {
-            blocks: 1,
             stalls,
             epoch_ns: Some((epoch_ns, epoch_ns)),
             span_ns,

@@ -93,6 +93,7 @@ const LEFT_OUT: &[LeftOut] = &[
             "now::filters_leave",
             "now::watching",
             "page::",
+            "recordings::",
             "stalls::coverage::certificate",
             "stalls::coverage::without_parts",
             "stalls::options::",

@@ -404,7 +404,7 @@ pub struct Report {
     /// Print one JSON object with all of it
     #[arg(long, group = "printed", help_heading = OUTPUT)]
     pub json: bool,
-    /// Print a line of values for each stall, with a header
+    /// Print a line of values for each stall, with a header; docs/exports.md has the columns
     #[arg(long, group = "printed", help_heading = OUTPUT)]
     pub csv: bool,
     /// Print how many microseconds each distinct stack was held up, as flame graph tools read it

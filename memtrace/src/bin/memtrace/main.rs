@@ -4,6 +4,7 @@
 //! names in stacks and a file for `flame` graphs; `report` reads what was recorded; `limits`, `protect` and `privileges` see to it that memtrace
 //! can run, keeps running, and harms no one.
 
+mod bar;
 mod cli;
 mod config;
 mod episodes;

@@ -73,12 +73,8 @@ impl Sink for Output {
 
 impl Output {
     pub fn new() -> Self {
-        let kind = fstat(stdio::stdout()).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        Self {
-            lines: Vec::with_capacity(MOST_WAITING + ONE_MORE),
-            is_file: kind == Ok(FileType::RegularFile),
-            is_slow: false,
-        }
+        let lines = Vec::with_capacity(MOST_WAITING + ONE_MORE);
+        Self { lines, is_file: is_file(), is_slow: false }
     }
 
     /// Whether more lines may be added.
@@ -132,6 +128,12 @@ impl Output {
         self.is_slow = self.is_slow && reader != Reader::Ready;
         Ok(reader)
     }
+}
+
+/// Whether standard output is a file, where nobody sees lines as they come.
+pub fn is_file() -> bool {
+    let kind = fstat(stdio::stdout()).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    kind == Ok(FileType::RegularFile)
 }
 
 /// Looks whether the reader of standard output is gone without writing: on a quiet host the next

@@ -6,29 +6,29 @@ use std::{
     io::{self, Seek as _},
     ops::ControlFlow,
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 use memtrace::{
-    cgroup::Cgroups,
     clock::WallClock,
     coverage::Coverage,
     live::{Event, Subject},
-    names::Names,
     recording::{
         self, Block, Counts, Item, Look, Missing, Note, Recording, Settled,
         meta::{since_1970_ns, timestamp},
     },
     stall::Detail,
-    symbols::Symbols,
     text::Printable,
 };
 
 use crate::{
+    bar::with_bar,
     config::{Config, Source, Verbosity},
     episodes::{Shown, StateSource},
-    output::{Reader, say},
+    output::{self, Reader, say},
     show::{Ended, Flame, Show},
 };
 
@@ -58,11 +58,10 @@ pub fn run(config: &Config, source: &Source) -> Result<()> {
     if let Some(line) = missing(&recording.missing) {
         say(format_args!("memtrace: {}: {line}", what()));
     }
-    let names = names(&recording);
     let scopes =
         recording.meta.scopes && config.episodes.as_ref().is_some_and(|options| options.scopes);
     let states = StateSource::Recorded(BTreeMap::new());
-    let show = Show::new(config, names, Flame::prepare(config)?, scopes, states);
+    let show = Show::new(config, recording.meta.names(), Flame::prepare(config)?, scopes, states);
     let began_ns = recording.meta.began_ns;
     let mut replay = Replay {
         config,
@@ -75,20 +74,15 @@ pub fn run(config: &Config, source: &Source) -> Result<()> {
         now_ns: 0,
         interval_end_ns: None,
         has_intervals: recording.meta.interval_ns == config.interval_ns(),
-        is_over: false,
+        intervals_left: config.count,
+        over_at: None,
         damaged: 0,
     };
     replay.show.begin(timestamp(began_ns));
-    let mut reader = Reader::Ready;
-    for place in &recording.places {
-        match recording.block(place) {
-            Ok(block) => reader = replay.block(&block)?,
-            Err(_) => replay.damaged += 1,
-        }
-        if reader == Reader::Gone || replay.is_over {
-            break;
-        }
-    }
+    // Lines that someone looks at show how far it is, and a bar would come in between.
+    let has_bar = output::is_file() && config.verbosity != Verbosity::Quiet;
+    let blocks = has_bar.then_some(recording.places.len() as u64);
+    let reader = with_bar(blocks, |done| replay.blocks(&recording, done))?;
     replay.finish(&recording, reader)
 }
 
@@ -131,34 +125,25 @@ pub fn shown_name(path: &Path) -> String {
     if is_stdin(path) { "standard input".to_owned() } else { format!("`{}`", path.display()) }
 }
 
+/// Says how many blocks of a recording were found damaged, if any were.
+pub fn say_damaged(path: &Path, blocks: u64) {
+    if blocks != 0 {
+        let (name, s) = (shown_name(path), if blocks == 1 { "" } else { "s" });
+        say(format_args!("memtrace: {name} is damaged in part: {blocks} block{s} left out"));
+    }
+}
+
 /// What of a recording is not there, in words; nothing where all is.
 pub fn missing(missing: &Missing) -> Option<String> {
-    let Missing { dropped, lost, damaged, stray } = *missing;
+    let Missing { dropped, lost, stray } = *missing;
     let told = [
         (dropped, "of its oldest blocks gave way to newer ones (--max-size)"),
         (lost, "blocks in between are not there"),
-        (damaged, "blocks are damaged, and left out"),
         (stray, "bytes belong to no whole block, as where it was cut"),
     ];
     let told = told.into_iter().filter(|(count, _)| *count != 0);
     let told: Vec<_> = told.map(|(count, what)| format!("{count} {what}")).collect();
     (!told.is_empty()).then(|| format!("not all of it is there: {}", told.join("; ")))
-}
-
-/// The names that go with a recording, of which its blocks bring the most.
-fn names(recording: &Recording) -> Names {
-    let meta = &recording.meta;
-    let enum_names = recording::Meta::enum_names;
-    Names {
-        gfp: meta.gfp_names(),
-        modes: enum_names(&meta.modes),
-        statuses: enum_names(&meta.statuses),
-        throttles: enum_names(&meta.throttles),
-        cgroups: Cgroups::from_paths([]),
-        clock: WallClock::from_epoch(timestamp(0)),
-        symbols: Symbols::from_frames([]),
-        page_size: meta.page_size,
-    }
 }
 
 /// A recording that is being shown.
@@ -179,12 +164,30 @@ struct Replay<'a> {
     interval_end_ns: Option<u64>,
     /// Whether it does: it was made with the same.
     has_intervals: bool,
-    /// Whether as much was shown as was asked for.
-    is_over: bool,
+    /// How many intervals are still to be shown, where that was said.
+    intervals_left: Option<u32>,
+    /// When as much had happened as was to be shown, once that is so.
+    over_at: Option<Timestamp>,
     damaged: u64,
 }
 
 impl Replay<'_> {
+    /// Shows the blocks, and counts them as they are done.
+    fn blocks(&mut self, recording: &Recording, done: &AtomicU64) -> Result<Reader> {
+        for place in &recording.places {
+            done.fetch_add(1, Ordering::Relaxed);
+            let Ok(block) = recording.block(place) else {
+                self.damaged += 1;
+                continue;
+            };
+            let reader = self.block(&block)?;
+            if reader == Reader::Gone || self.over_at.is_some() {
+                return Ok(reader);
+            }
+        }
+        Ok(Reader::Ready)
+    }
+
     /// Shows a block.
     fn block(&mut self, block: &Block) -> Result<Reader> {
         self.show.names.clock = WallClock::from_epoch(timestamp(block.epoch_ns()));
@@ -194,7 +197,7 @@ impl Replay<'_> {
             self.item(item);
             match self.show.output.deliver() {
                 Ok(Reader::Gone) => ControlFlow::Break(Ok(Reader::Gone)),
-                Ok(reader) if self.is_over => ControlFlow::Break(Ok(reader)),
+                Ok(reader) if self.over_at.is_some() => ControlFlow::Break(Ok(reader)),
                 Ok(_) => ControlFlow::Continue(()),
                 Err(error) => ControlFlow::Break(Err(error)),
             }
@@ -210,7 +213,7 @@ impl Replay<'_> {
             Item::Event(event) => {
                 let at_ns = end_ns(&event);
                 self.time(at_ns);
-                if !self.is_over && self.is_wanted(&event) {
+                if self.over_at.is_none() && self.is_wanted(&event) {
                     self.show.take(event);
                 }
             }
@@ -231,7 +234,7 @@ impl Replay<'_> {
             }
             Item::Note(Note::Interval(at_ns, _)) => {
                 if self.has_intervals {
-                    self.show.interval(timestamp(at_ns));
+                    self.interval(timestamp(at_ns));
                 }
             }
             Item::Note(Note::Look(Look { at_ns, counts, .. })) => {
@@ -246,27 +249,64 @@ impl Replay<'_> {
 
     /// It is `now_ns` in the recording: shows the intervals that have ended.
     fn time(&mut self, now_ns: u64) {
-        self.now_ns = self.now_ns.max(now_ns);
         let first_ns = *self.first_ns.get_or_insert(now_ns);
         let nanoseconds =
             |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        if let Some(duration) = self.config.duration
-            && now_ns.saturating_sub(first_ns) > nanoseconds(duration)
-        {
-            self.is_over = true;
+        let last_ns = self
+            .config
+            .duration
+            .map_or(u64::MAX, |duration| first_ns.saturating_add(nanoseconds(duration)));
+        self.intervals(first_ns, now_ns.min(last_ns));
+        if now_ns > last_ns {
+            self.end_at(last_ns);
         }
+        if self.over_at.is_none() {
+            self.now_ns = self.now_ns.max(now_ns);
+        }
+    }
+
+    /// Shows the intervals that have ended by `now_ns`, where the recording does not say when they did.
+    fn intervals(&mut self, first_ns: u64, now_ns: u64) {
         let period_ns = self.config.interval_ns();
         if self.has_intervals || period_ns == 0 {
             return;
         }
-        let end_ns = *self.interval_end_ns.get_or_insert(first_ns.saturating_add(period_ns));
-        if now_ns >= end_ns {
-            let at = self.show.names.clock.at(end_ns);
-            self.show.interval(at);
-            // Those in which nothing happened show nothing.
-            let passed = now_ns.saturating_sub(end_ns) / period_ns + 1;
-            self.interval_end_ns = Some(end_ns.saturating_add(passed.saturating_mul(period_ns)));
+        let mut end_ns = *self.interval_end_ns.get_or_insert(first_ns.saturating_add(period_ns));
+        if now_ns < end_ns {
+            return;
         }
+        self.interval(self.show.names.clock.at(end_ns));
+        // Those in which nothing happened show nothing, and count.
+        let mut empty = (now_ns - end_ns) / period_ns;
+        if let Some(left) = &mut self.intervals_left {
+            empty = empty.min((*left).into());
+            *left -= u32::try_from(empty).unwrap_or(*left);
+        }
+        end_ns = end_ns.saturating_add(empty.saturating_mul(period_ns));
+        if self.intervals_left == Some(0) {
+            self.end_at(end_ns);
+        }
+        self.interval_end_ns = Some(end_ns.saturating_add(period_ns));
+    }
+
+    /// Shows the interval that ends at `at`, unless it is the last of those that were asked for: the end shows that.
+    fn interval(&mut self, at: Timestamp) {
+        if let Some(left) = &mut self.intervals_left {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.over_at = self.over_at.or(Some(at));
+                return;
+            }
+        }
+        self.show.interval(at);
+    }
+
+    /// Nothing that happens after `at_ns` is shown.
+    fn end_at(&mut self, at_ns: u64) {
+        if self.over_at.is_none() {
+            self.over_at = Some(self.show.names.clock.at(at_ns));
+        }
+        self.now_ns = self.now_ns.max(at_ns);
     }
 
     /// Whether an event passes the filters, which the probes look after otherwise.
@@ -302,9 +342,11 @@ impl Replay<'_> {
 
     fn finish(mut self, recording: &Recording, mut reader: Reader) -> Result<()> {
         self.show.finish();
-        let is_cut = self.end.is_none();
+        let is_cut = self.end.is_none() && self.over_at.is_none();
         let ended = self.end.take().unwrap_or_else(|| recording::End {
-            at_ns: since_1970_ns(self.show.names.clock.at(self.now_ns)),
+            at_ns: since_1970_ns(
+                self.over_at.unwrap_or_else(|| self.show.names.clock.at(self.now_ns)),
+            ),
             duration_ns: self.now_ns.saturating_sub(self.first_ns.unwrap_or(self.now_ns)),
             counts: self.counts,
             ..recording::End::default()
@@ -332,12 +374,8 @@ impl Replay<'_> {
         if reader != Reader::Gone {
             reader = self.show.output.deliver_all()?;
         }
-        if self.damaged != 0 {
-            let damaged = Missing { damaged: self.damaged, ..Missing::default() };
-            let line = missing(&damaged).unwrap_or_default();
-            say(format_args!("memtrace: {}: {line}", shown_name(&self.source.path)));
-        }
-        if is_cut && !self.is_over && reader != Reader::Gone {
+        say_damaged(&self.source.path, self.damaged);
+        if is_cut && reader != Reader::Gone {
             say(format_args!(
                 "memtrace: {}: it has no end, as where memtrace was killed: what was lost is known up to its last look only",
                 shown_name(&self.source.path)

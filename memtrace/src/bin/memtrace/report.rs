@@ -1,33 +1,29 @@
 //! `memtrace report`: reads recordings and shows what they come to.
 
 use std::{
-    io::{self, BufWriter, IsTerminal as _, Write},
+    cell::Cell,
+    io::{self, BufWriter, Write},
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    sync::{
-        atomic::{AtomicU64, Ordering},
-        mpsc::{self, RecvTimeoutError},
-    },
-    thread,
-    time::Duration,
+    sync::atomic::AtomicU64,
 };
 
 use anyhow::{Context as _, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use jiff::tz::TimeZone;
 use memtrace::{
     recording::{Missing, Recording},
-    report::{self, Diff, Findings, csv, hlog, html, perfetto, stacks},
-    text::Printable,
+    report::{self, Diff, Findings, LeftOut, csv, hlog, html, perfetto, stacks},
     view::{Folded, Sink},
 };
 
-use crate::{cli::Report, file::OutFile, flame::FlameFile, output::say, replay};
-
-/// How long it takes until there is a bar to look at.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// How often the bar is drawn.
-const REDRAW: Duration = Duration::from_millis(100);
+use crate::{
+    bar::with_bar,
+    cli::Report,
+    file::OutFile,
+    flame::FlameFile,
+    output::{self, say},
+    replay,
+};
 
 /// Does what the arguments say.
 pub fn run(args: &Report) -> Result<()> {
@@ -55,23 +51,55 @@ pub fn run(args: &Report) -> Result<()> {
             ));
         }
     }
-    files.write(&recordings)?;
+    let sources = Sources { files: &args.files, recordings, has_said: Cell::new(false) };
+    files.write(&sources)?;
     match args {
-        Report { diff: true, .. } => diff(args, &recordings, names),
-        Report { csv: true, .. } => print(|out| csv::write(&recordings, out)),
-        Report { folded: true, .. } => print(|out| print_folded(&stacks::fold(&recordings), out)),
+        Report { diff: true, .. } => diff(args, &sources, names),
+        Report { csv: true, .. } => print_csv(&sources),
+        Report { folded: true, .. } => print_folded(&sources),
         Report { json: false, .. } if files.are_any() => Ok(()),
-        _ => findings(args, &recordings, &names),
+        _ => findings(args, &sources, &names),
+    }
+}
+
+/// Recordings, of which one output after the other is made.
+struct Sources<'a> {
+    /// What they go by.
+    files: &'a [PathBuf],
+    recordings: Vec<Recording>,
+    /// Whether it was said which of them are damaged.
+    has_said: Cell<bool>,
+}
+
+impl Sources<'_> {
+    /// Makes something of the recordings, and says once what of them had to be left out. A bar shows how far it is, if
+    /// there may be one.
+    fn make<T>(
+        &self,
+        has_bar: bool,
+        work: impl FnOnce(&[Recording], &AtomicU64) -> Result<(T, LeftOut)>,
+    ) -> Result<T> {
+        let blocks = self.recordings.iter().map(|recording| recording.places.len() as u64);
+        let blocks = has_bar.then(|| blocks.sum());
+        let (made, left_out) = with_bar(blocks, |done| work(&self.recordings, done))?;
+        if !self.has_said.get() {
+            for (file, blocks) in self.files.iter().zip(left_out) {
+                replay::say_damaged(file, blocks);
+                self.has_said.set(self.has_said.get() || blocks != 0);
+            }
+        }
+        Ok(made)
     }
 }
 
 /// Text or JSON of all recordings together.
-fn findings(args: &Report, recordings: &[Recording], names: &[Vec<u8>]) -> Result<()> {
+fn findings(args: &Report, sources: &Sources<'_>, names: &[Vec<u8>]) -> Result<()> {
     let most = args.top as usize;
-    let findings = with_bar(recordings, |done| Findings::gather(recordings, names, most, done));
-    for recorded in &findings.recordings {
-        damaged(&recorded.file, recorded.unreadable_blocks);
-    }
+    let findings = sources.make(true, |recordings, done| {
+        let findings = Findings::gather(recordings, names, most, done);
+        let left_out = findings.recordings.iter().map(|recorded| recorded.damaged_blocks).collect();
+        Ok((findings, left_out))
+    })?;
     let mut lines = Vec::new();
     if args.json {
         findings.json(&mut lines);
@@ -82,15 +110,16 @@ fn findings(args: &Report, recordings: &[Recording], names: &[Vec<u8>]) -> Resul
 }
 
 /// Text or JSON of two recordings side by side.
-fn diff(args: &Report, recordings: &[Recording], names: Vec<Vec<u8>>) -> Result<()> {
-    let (Ok(names), [before, after]) = (<[_; 2]>::try_from(names), recordings) else {
-        bail!("--diff compares two recordings");
-    };
+fn diff(args: &Report, sources: &Sources<'_>, names: Vec<Vec<u8>>) -> Result<()> {
     let most = args.top as usize;
-    let diff = with_bar(recordings, |done| Diff::gather([before, after], &names, most, done));
-    for recorded in [&diff.before, &diff.after] {
-        damaged(&recorded.file, recorded.unreadable_blocks);
-    }
+    let diff = sources.make(true, |recordings, done| {
+        let (Ok(names), [before, after]) = (<[_; 2]>::try_from(names), recordings) else {
+            bail!("--diff compares two recordings");
+        };
+        let diff = Diff::gather([before, after], &names, most, done);
+        let left_out = [&diff.before, &diff.after].map(|recorded| recorded.damaged_blocks);
+        Ok((diff, left_out.into()))
+    })?;
     let mut lines = Vec::new();
     if args.json {
         diff.json(&mut lines);
@@ -99,6 +128,9 @@ fn diff(args: &Report, recordings: &[Recording], names: Vec<Vec<u8>>) -> Result<
     }
     print(|out| out.write_all(&lines))
 }
+
+/// Writes an export of recordings, and counts the blocks as they are done.
+type WriteExport = fn(&[Recording], &AtomicU64, &mut dyn Write) -> io::Result<LeftOut>;
 
 /// The files that are going to be written.
 #[derive(Debug, Default)]
@@ -128,19 +160,25 @@ impl Files {
         html.is_some() || perfetto.is_some() || flame.is_some() || hlog.is_some()
     }
 
-    fn write(&self, recordings: &[Recording]) -> Result<()> {
+    fn write(&self, sources: &Sources<'_>) -> Result<()> {
         let Self { html, perfetto, flame, hlog } = self;
-        if let Some(file) = html {
-            with_bar(recordings, |done| file.write(|out| html::write(recordings, done, out)))?;
-        }
-        if let Some(file) = perfetto {
-            file.write(|out| perfetto::write(recordings, out))?;
+        let outputs: [(_, WriteExport); 3] =
+            [(html, html::write), (perfetto, perfetto::write), (hlog, hlog::write)];
+        for (file, write) in outputs {
+            let Some(file) = file else { continue };
+            sources.make(true, |recordings, done| {
+                let mut left_out = LeftOut::new();
+                file.write(|out| {
+                    left_out = write(recordings, done, out)?;
+                    Ok(())
+                })?;
+                Ok(((), left_out))
+            })?;
         }
         if let Some(file) = flame {
-            file.write(&stacks::fold(recordings))?;
-        }
-        if let Some(file) = hlog {
-            file.write(|out| hlog::write(recordings, out))?;
+            file.write(
+                &sources.make(true, |recordings, done| Ok(stacks::fold(recordings, done)))?,
+            )?;
         }
         Ok(())
     }
@@ -155,56 +193,25 @@ fn account(file: &Path, recording: &Recording) {
     }
 }
 
-/// Says how many blocks were found not to be readable.
-fn damaged(name: &[u8], blocks: u64) {
-    if blocks != 0 {
-        let (name, s) = (Printable(name), if blocks == 1 { "" } else { "s" });
-        say(format_args!("memtrace: `{name}` is damaged in part: {blocks} block{s} left out"));
-    }
-}
-
-/// Does something that counts the blocks as they are done, with a bar that shows how far it is if that takes long.
-fn with_bar<T>(recordings: &[Recording], work: impl FnOnce(&AtomicU64) -> T) -> T {
-    let done = AtomicU64::new(0);
-    if !io::stderr().is_terminal() {
-        return work(&done);
-    }
-    let all = recordings.iter().map(|recording| recording.places.len() as u64).sum();
-    let (ended, end) = mpsc::channel::<()>();
-    let counted = &done;
-    thread::scope(|scope| {
-        scope.spawn(move || show_bar(all, counted, &end));
-        let result = work(counted);
-        drop(ended);
-        result
-    })
-}
-
-fn show_bar(all: u64, done: &AtomicU64, end: &mpsc::Receiver<()>) {
-    if end.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
-        return;
-    }
-    let bar = ProgressBar::new(all);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent} % of {len} blocks, {eta}") {
-        bar.set_style(style);
-    }
-    while end.recv_timeout(REDRAW) == Err(RecvTimeoutError::Timeout) {
-        bar.set_position(done.load(Ordering::Relaxed));
-    }
-    bar.finish_and_clear();
-}
-
-/// Prints to standard output. Where nobody reads on, as behind `head`, that is an end like any other.
-fn print(content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+/// Prints to standard output. Where nobody reads on, as behind `head`, that is an end like any other, and gives nothing.
+fn print<T: Default>(content: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> Result<T> {
     let mut out = BufWriter::new(io::stdout().lock());
-    match content(&mut out).and_then(|()| out.flush()) {
+    match content(&mut out).and_then(|printed| out.flush().map(|()| printed)) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             // Nothing is tried once more.
             let (_stdout, _rest) = out.into_parts();
-            Ok(())
+            Ok(T::default())
         }
-        written => written.context("cannot write to standard output"),
+        printed => printed.context("cannot write to standard output"),
     }
+}
+
+/// Prints every stall, as they are read.
+fn print_csv(sources: &Sources<'_>) -> Result<()> {
+    // Lines that someone looks at show how far it is, and a bar would come in between.
+    let has_bar = output::is_file();
+    sources
+        .make(has_bar, |recordings, done| Ok(((), print(|out| csv::write(recordings, done, out))?)))
 }
 
 /// Writes lines as they come.
@@ -232,7 +239,13 @@ impl Sink for Lines<'_> {
     }
 }
 
-fn print_folded(folded: &Folded, out: &mut dyn Write) -> io::Result<()> {
+/// Prints the time by stack.
+fn print_folded(sources: &Sources<'_>) -> Result<()> {
+    let folded = sources.make(true, |recordings, done| Ok(stacks::fold(recordings, done)))?;
+    print(|out| write_folded(&folded, out))
+}
+
+fn write_folded(folded: &Folded, out: &mut dyn Write) -> io::Result<()> {
     let mut lines = Lines { waiting: Vec::new(), out, written: Ok(()) };
     folded.show(&mut lines);
     let Lines { waiting, out, written } = lines;

@@ -4,13 +4,8 @@ use super::axis::Axis;
 use super::charts::{Heat, Held};
 use super::looks::Looks;
 use super::stacks::Stacks;
-use crate::cgroup::Cgroups;
-use crate::clock::WallClock;
-use crate::names::Names;
-use crate::recording::meta::timestamp;
 use crate::recording::{Block, Meta, Note};
 use crate::report::Gather;
-use crate::symbols::Symbols;
 
 /// What is drawn over time, and the flame graph.
 #[derive(Debug)]
@@ -55,7 +50,7 @@ impl Gather for Drawn<'_> {
             self.stacks.add(told);
         });
         if self.stacks.has_some() {
-            self.stacks.end_block(block, &mut names(meta, block));
+            self.stacks.end_block(block, &mut block.names(meta));
         }
     }
 
@@ -66,20 +61,4 @@ impl Gather for Drawn<'_> {
         self.looks.merge(looks);
         self.stacks.folded.merge(stacks.folded);
     }
-}
-
-/// The names that a block brings.
-fn names(meta: &Meta, block: &Block) -> Names {
-    let mut names = Names {
-        gfp: meta.gfp_names(),
-        modes: Meta::enum_names(&meta.modes),
-        statuses: Meta::enum_names(&meta.statuses),
-        throttles: Meta::enum_names(&meta.throttles),
-        cgroups: Cgroups::from_paths([]),
-        clock: WallClock::from_epoch(timestamp(block.epoch_ns())),
-        symbols: Symbols::from_frames([]),
-        page_size: meta.page_size,
-    };
-    block.teach(&mut names);
-    names
 }

@@ -16,6 +16,7 @@ use crate::view::words::Span;
 const MOST: usize = 20;
 /// How many kinds and threads are named.
 const NAMED: usize = 5;
+const DAMAGED: &str = "damaged blocks, left out";
 
 /// What is known of one recording besides its stalls.
 #[derive(Debug)]
@@ -24,27 +25,28 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Of all recordings; `damaged` blocks in all of them could not be read.
+    /// Of all recordings, and what was left out of them.
     pub fn of_all(
         findings: &Findings,
         totals: &Totals,
         recordings: &[Recording],
-        damaged: u64,
+        left_out: &[u64],
     ) -> Vec<Self> {
-        let known = recordings.iter().zip(&totals.seen).zip(&findings.recordings);
-        let each = known.take(MOST).map(|((recording, seen), recorded)| {
+        let known = recordings.iter().zip(left_out).zip(&totals.seen).zip(&findings.recordings);
+        let each = known.take(MOST).map(|(((recording, damaged), seen), recorded)| {
             let end = seen.end.as_ref();
             let counts = end.map(|end| end.counts).or(seen.counts).unwrap_or_default();
-            Self::of(recording, end, counts, (recorded.since, recorded.time))
+            let missing = missing(recording.missing, *damaged, end, counts);
+            Self::of(recording, end, missing, (recorded.since, recorded.time))
         });
         let mut all: Vec<_> = each.collect();
         if recordings.len() > MOST {
             let more = format!("{} recordings that are not listed", recordings.len() - MOST);
+            let more = match left_out.iter().skip(MOST).sum::<u64>() {
+                0 => more,
+                damaged => format!("{more}; {damaged} {DAMAGED} in them"),
+            };
             all.push(Self { rows: vec![("And", more)] });
-        }
-        if damaged != 0 {
-            let damaged = format!("{damaged} blocks cannot be read; their stalls are missing");
-            all.push(Self { rows: vec![("Damaged", damaged)] });
         }
         all
     }
@@ -52,7 +54,7 @@ impl Facts {
     fn of(
         recording: &Recording,
         end: Option<&End>,
-        counts: Counts,
+        missing: String,
         (from_ns, to_ns): (i64, i64),
     ) -> Self {
         let Meta { memtrace, host, kernel, cpus, what, trigger, .. } = &recording.meta;
@@ -70,7 +72,7 @@ impl Facts {
             rows.push(("Trigger", format!("{trigger}: {cause}, {}", When(fired.at_ns))));
         }
         rows.extend(coverage(&recording.meta));
-        rows.push(("Not in it", missing(recording.missing, end, counts)));
+        rows.push(("Not in it", missing));
         if let Some(end) = end.filter(|end| !end.unavailable.is_empty()) {
             let lacking: Vec<_> = end.unavailable.iter().map(|lacking| text(lacking)).collect();
             rows.push(("Not available", lacking.join("; ")));
@@ -98,8 +100,8 @@ fn coverage(meta: &Meta) -> Vec<(&'static str, String)> {
 }
 
 /// What of the stalls is not in a recording.
-fn missing(missing: Missing, end: Option<&End>, counts: Counts) -> String {
-    let Missing { dropped, lost: lost_blocks, damaged, stray } = missing;
+fn missing(missing: Missing, damaged: u64, end: Option<&End>, counts: Counts) -> String {
+    let Missing { dropped, lost: lost_blocks, stray } = missing;
     let Counts { lost, missed_begin, table_full, skipped, unfinished } = counts;
     let all = [
         (lost, "stalls lost (ring buffer full)"),
@@ -109,7 +111,7 @@ fn missing(missing: Missing, end: Option<&End>, counts: Counts) -> String {
         (unfinished, "stalls that had not ended"),
         (dropped, "oldest blocks, given up for the size of the file"),
         (lost_blocks, "blocks in between"),
-        (damaged, "blocks there twice"),
+        (damaged, DAMAGED),
         (stray, "bytes that belong to no block"),
     ];
     let all = all.into_iter().filter(|(count, _)| *count != 0);
@@ -224,15 +226,20 @@ mod tests {
     fn what_is_missing_is_said() {
         let end = End::default();
         assert_eq!(
-            missing(Missing::default(), Some(&end), Counts::default()),
+            missing(Missing::default(), 0, Some(&end), Counts::default()),
             "nothing: every stall was seen"
         );
         let lossy = Counts { lost: 3, unfinished: 1, ..Counts::default() };
         let dropped = Missing { dropped: 7, ..Missing::default() };
         assert_eq!(
-            missing(dropped, None, lossy),
+            missing(dropped, 0, None, lossy),
             "3 stalls lost (ring buffer full); 1 stalls that had not ended; 7 oldest blocks, given up for the \
              size of the file; its end: what was lost is known until the last look only"
+        );
+        let damaged = Missing { lost: 1, stray: 48, ..Missing::default() };
+        assert_eq!(
+            missing(damaged, 2, Some(&end), Counts::default()),
+            "1 blocks in between; 2 damaged blocks, left out; 48 bytes that belong to no block"
         );
     }
 

@@ -14,6 +14,7 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hash};
 use std::io;
+use std::sync::atomic::AtomicU64;
 
 use foldhash::fast::RandomState;
 use foldhash::quality::FixedState;
@@ -25,8 +26,8 @@ use self::proto::{
 };
 use self::readings::{Value, readings};
 use self::texts::{Arg, Text, Texts};
-use super::blocks;
 use super::export::{self, Boot, Paths, boots, each_block, paths, since_1970_ns};
+use super::{LeftOut, blocks};
 use crate::names::Names;
 use crate::recording::{Block, Class, Look, Meta, Note, Recording, Thread, Told};
 use crate::scope::{Oom, Part, Parts};
@@ -44,8 +45,12 @@ const MOST_TRACKS: usize = 1 << 16;
 
 const NOTE: &str = "how much of the stall this took in all, the longest first: not when";
 
-/// Writes all stalls, readings and OOM kills.
-pub fn write(recordings: &[Recording], out: &mut dyn io::Write) -> io::Result<()> {
+/// Writes all stalls, readings and OOM kills. `done` counts the blocks as they are done.
+pub fn write(
+    recordings: &[Recording],
+    done: &AtomicU64,
+    out: &mut dyn io::Write,
+) -> io::Result<LeftOut> {
     let boots = boots(recordings);
     let epoch_ns = boots.iter().map(|boot| boot.epoch_ns).min().unwrap_or_default();
     let has_several = boots.iter().any(|boot| boot.number > 0);
@@ -62,7 +67,7 @@ pub fn write(recordings: &[Recording], out: &mut dyn io::Write) -> io::Result<()
     let begins = blocks(recordings).map(|(number, place)| trace.at(&boots[number], place.first_ns));
     let begin = begins.min().unwrap_or_default();
     trace.clocks(begin)?;
-    each_block(recordings, |number, block, names| {
+    each_block(recordings, done, |number, block, names| {
         trace.block(&recordings[number].meta, &boots[number], block, names)
     })
 }
