@@ -1,7 +1,8 @@
 //! Reports: what one or several recordings come to.
 //!
-//! What is wanted of them is gathered in one pass over their blocks, by as many threads as there are CPUs: each
-//! has a part of the blocks that follow one another, and what they have gathered is put together in that order.
+//! What is wanted of them is gathered in one pass over their blocks, by as many threads as there are CPUs, though not
+//! very many: each has a part of the blocks that follow one another, and what they have gathered is put together in
+//! that order.
 
 pub mod csv;
 mod diff;
@@ -36,6 +37,9 @@ use std::thread;
 use crate::recording::{Block, Meta, Place, Recording};
 
 pub use self::{diff::Diff, findings::Findings};
+
+/// Most threads that gather: each may take some hundred MiB, if a file is made for that.
+const MOST_THREADS: usize = 8;
 
 /// Something that is gathered from recordings.
 pub trait Gather: Send + Sized {
@@ -117,7 +121,7 @@ pub fn gather<G: Gather>(
     done: &AtomicU64,
 ) -> (G, u64) {
     let all: Vec<_> = blocks(recordings).collect();
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS);
     let parts = all.chunks(all.len().div_ceil(threads).max(1));
     let gather_part = |part: &[(usize, &_)]| {
         let (mut gathered, mut damaged) = (make(), 0);
