@@ -23,6 +23,8 @@ use crate::scope::Oom;
 
 /// Most OOM kills that are kept; all are counted.
 const MOST_KILLS: usize = 1000;
+/// Orders and zones of which each may have stalls of all lengths.
+const FEW_CLASSES: usize = 64;
 /// Most shrinkers that are told apart.
 const MOST_SHRINKERS: usize = 64;
 /// Most looks at the system whose times are kept: of more, every second one.
@@ -162,8 +164,8 @@ impl Totals {
             other: Times::default(),
             cgroups: Table::default(),
             kinds: vec![Times::default(); Kind::COUNT],
-            orders: Table::default(),
-            zones: Table::default(),
+            orders: Table::for_few(FEW_CLASSES),
+            zones: Table::for_few(FEW_CLASSES),
             targets: Table::default(),
             parts: None,
             shrinkers: HashMap::default(),
@@ -270,8 +272,14 @@ impl Totals {
     }
 
     fn prune(&mut self) {
-        self.threads.prune(&mut self.rest);
-        self.rest.prune(&mut self.other);
+        // What is given up of the threads must not be more than the rest has numbers for.
+        loop {
+            let is_again = self.threads.prune(&mut self.rest);
+            while self.rest.prune(&mut self.other) {}
+            if !is_again {
+                break;
+            }
+        }
         self.cgroups.prune();
         self.orders.prune();
         self.zones.prune();
@@ -479,5 +487,53 @@ impl Gather for Totals {
         for ((boot, id), path) in paths {
             self.learn(boot, id, &path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stall::Comm;
+
+    /// Distinct for processes of distinct numbers, as far as buckets go.
+    fn ns(pid: u32) -> u64 {
+        tally::shortest(200 + u16::try_from(pid % 5000).expect("small"))
+    }
+
+    /// What one worker may have at most: processes of one thread from `first` on, of which as many as there is room
+    /// for are among the rest already.
+    fn full(first: u32) -> Totals {
+        const ROOM: u32 = 1 << 17;
+        let mut totals = Totals::new(&[0], 0);
+        let comm = Comm::new([0; Comm::LEN]);
+        for pid in first..first + ROOM {
+            let slot =
+                totals.rest.add(ProcessKey { boot: 0, pid }, &Sum::one(ns(pid)), Who::default());
+            totals.rest.log_counted(slot, tally::bucket(ns(pid)), 1);
+        }
+        // Those of the last block are not looked at any more.
+        for pid in first + ROOM..first + 2 * ROOM + (1 << 16) {
+            let key = ThreadKey { boot: 0, pid, tid: pid, comm };
+            totals.threads.log(0, tally::bucket(ns(pid)));
+            let slot = totals.threads.add(key, &Sum::one(ns(pid)), Payer(0));
+            totals.threads.end_block(&[slot]);
+        }
+        totals
+    }
+
+    #[test]
+    fn what_is_poured_into_the_rest_keeps_its_percentiles() {
+        let mut totals = full(0);
+        totals.merge(full(1 << 20));
+        let (count, top) = totals.processes(usize::MAX);
+        assert!(count > 1 << 17, "{count} processes are told apart");
+        for (ProcessKey { pid, .. }, times, _) in top {
+            let bucket = tally::bucket(ns(pid));
+            assert_eq!(times.count(), 1, "{pid}");
+            assert_eq!(tally::bucket(times.quantile_ns(500)), bucket, "{pid}");
+            assert_eq!(times.width(), 1, "{pid} has stalls of another");
+        }
+        let others = totals.other_processes().expect("there is no room for all");
+        assert_eq!(others.count() + count as u64, 2 * ((1 << 18) + (1 << 16)));
     }
 }
