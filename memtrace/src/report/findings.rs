@@ -170,7 +170,7 @@ impl Source<'_> {
         let (nr_processes, processes) = self.processes(most);
         let spans = self.spans();
         let whole = spans.iter().fold(None, |whole, span| joined(whole, *span));
-        let duration_ns = self.duration_ns(&spans);
+        let duration_ns = self.duration_ns();
         let stalled = self.totals.seen.iter().fold(None, |all, seen| joined(all, seen.span_ns));
         let stats = Stats::from(&self.totals.all());
         let zone = |zone: &Option<(i32, String)>, stats| ZoneRow {

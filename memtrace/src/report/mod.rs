@@ -13,6 +13,7 @@ pub mod html;
 mod json;
 mod keys;
 mod longest;
+mod losses;
 mod many;
 pub mod perfetto;
 mod rows;
@@ -100,7 +101,22 @@ pub fn read(recordings: &[Recording], number: usize, place: &Place) -> Option<Bl
 
 /// Whether they are of the same run of memtrace, so that the same number is of the same block.
 fn are_kin(a: &Recording, b: &Recording) -> bool {
-    (&a.meta.boot, a.meta.run_ns) == (&b.meta.boot, b.meta.run_ns)
+    run(a) == run(b)
+}
+
+/// The run of memtrace that a recording is of, by its boot and when it began: the files of a flight recorder begin
+/// later, each at a time of its own.
+fn run(recording: &Recording) -> (&str, i64) {
+    let Meta { boot, began_ns, run_ns, .. } = &recording.meta;
+    (boot, if *run_ns == 0 { *began_ns } else { *run_ns })
+}
+
+/// When something in a block was, in nanoseconds since 1970, by the clock of the host as it was set when the block
+/// began: the same as in what the host itself has logged. `monotonic_ns` is by `CLOCK_MONOTONIC`. Beyond what a number
+/// has room for it is the nearest that it has.
+#[must_use]
+pub fn time_of_day(block: &Block, monotonic_ns: u64) -> i64 {
+    block.epoch_ns().saturating_add_unsigned(monotonic_ns)
 }
 
 /// The same block in another recording.

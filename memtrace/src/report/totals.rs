@@ -10,13 +10,13 @@ use foldhash::fast::RandomState;
 use memtrace_common::record::part;
 use memtrace_common::tally;
 
-use super::Gather;
 use super::keys::{CgroupKey, Payer, ProcessKey, ThreadKey, Who};
 use super::longest::Longest;
 use super::many::{self, Label as _, Many};
 use super::seconds::Seconds;
 use super::table::Table;
 use super::times::{Sum, Times};
+use super::{Gather, time_of_day};
 use crate::kind::Kind;
 use crate::recording::{Block, Class, Counts, End, Meta, Note, Recording, Thread};
 use crate::scope::Oom;
@@ -248,13 +248,13 @@ impl Totals {
         }
     }
 
-    fn note(&mut self, recording: usize, boot: u32, epoch_ns: i64, note: &Note) {
+    fn note(&mut self, recording: usize, boot: u32, block: &Block, note: &Note) {
         let seen = &mut self.seen[recording];
         match note {
             Note::Oom(oom) => {
                 self.nr_kills += 1;
                 if self.kills.len() < MOST_KILLS {
-                    let at_ns = epoch_ns.saturating_add_unsigned(oom.at_ns);
+                    let at_ns = time_of_day(block, oom.at_ns);
                     let oom = Oom { stack: Vec::new(), user_stack: Vec::new(), ..(**oom).clone() };
                     self.kills.push(Kill { boot, at_ns, oom });
                 }
@@ -262,7 +262,7 @@ impl Totals {
             Note::Look(look) => {
                 seen.counts = Some(look.counts);
                 let monotonic_ns = look.at_ns;
-                let at_ns = epoch_ns.saturating_add_unsigned(monotonic_ns);
+                let at_ns = time_of_day(block, monotonic_ns);
                 self.looks.push(LookAt { recording, at_ns, monotonic_ns });
                 thin(&mut self.looks);
             }
@@ -305,7 +305,6 @@ impl Totals {
         // The last is of those that had no round.
         let classless = block.classes().len();
         class_rows.resize(classless + 1, None);
-        let epoch_ns = block.epoch_ns();
         let mut candidates = self.longest.candidates();
         let (mut shrinkers, mut others_ns): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
         let (mut stalls, mut span_ns) = (0, (u64::MAX, 0));
@@ -340,7 +339,7 @@ impl Totals {
                     None => others_ns = others_ns.saturating_add(ns),
                 }
             }
-            let start_ns = epoch_ns.saturating_add_unsigned(told.start_ns);
+            let start_ns = time_of_day(block, told.start_ns);
             self.seconds.add(boot, start_ns, duration_ns);
             candidates.see(told);
             stalls += 1;
@@ -353,15 +352,14 @@ impl Totals {
             self.add_shrinker(block, address, ns);
         }
         (self.thread_rows, self.class_rows) = (thread_rows, class_rows);
-        let wall = |ns| epoch_ns.saturating_add_unsigned(ns);
+        let wall = |ns| time_of_day(block, ns);
         let span_ns = (stalls != 0).then(|| (wall(span_ns.0), wall(span_ns.1)));
         self.seen[recording].merge(Seen {
             blocks: 1,
             stalls,
-            epoch_ns: Some((epoch_ns, epoch_ns)),
+            epoch_ns: Some((block.epoch_ns(), block.epoch_ns())),
             span_ns,
-            end: None,
-            counts: None,
+            ..Seen::default()
         });
     }
 
@@ -425,7 +423,7 @@ impl Gather for Totals {
             }
         }
         for note in block.notes() {
-            self.note(recording, boot, block.epoch_ns(), note);
+            self.note(recording, boot, block, note);
         }
         self.stalls(recording, boot, meta, block);
     }
