@@ -133,9 +133,9 @@ pub struct CgroupThen {
     /// Which.
     #[serde(flatten, serialize_with = "payer")]
     pub cgroup: Cgroup,
-    /// memory.current, in bytes.
+    /// memory.current, in bytes; of cgroup v1 memory.usage_in_bytes.
     pub current_bytes: Option<u64>,
-    /// memory.events in all.
+    /// memory.events in all; of cgroup v1 memory.failcnt as `failcnt`.
     #[serde(serialize_with = "as_map")]
     pub events: Vec<(String, u64)>,
     /// By how much they had grown since the look before.
