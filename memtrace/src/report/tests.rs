@@ -1,5 +1,6 @@
 //! Made-up recordings, and what they come to by hand.
 
+mod schema;
 mod sources;
 
 use std::collections::BTreeMap;
