@@ -133,9 +133,9 @@ pub struct CgroupThen {
     /// Which.
     #[serde(flatten, serialize_with = "payer")]
     pub cgroup: Cgroup,
-    /// memory.current, in bytes.
+    /// memory.current, in bytes; of cgroup v1 memory.usage_in_bytes.
     pub current_bytes: Option<u64>,
-    /// memory.events in all.
+    /// memory.events in all; of cgroup v1 memory.failcnt as `failcnt`.
     #[serde(serialize_with = "as_map")]
     pub events: Vec<(String, u64)>,
     /// By how much they had grown since the look before.
@@ -171,7 +171,7 @@ impl Source<'_> {
         let (nr_processes, processes) = self.processes(most);
         let spans = self.spans();
         let whole = spans.iter().fold(None, |whole, span| joined(whole, *span));
-        let duration_ns = self.duration_ns(&spans);
+        let duration_ns = self.duration_ns();
         let stalled = self.totals.seen.iter().fold(None, |all, seen| joined(all, seen.span_ns));
         let stats = Stats::from(&self.totals.all());
         let zone = |zone: &Option<(i32, String)>, stats| ZoneRow {

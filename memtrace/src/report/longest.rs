@@ -1,5 +1,6 @@
 //! The longest stalls, each with all that is known of it.
 
+use super::time_of_day;
 use crate::kind::Kind;
 use crate::names::EnumNames;
 use crate::recording::Thread;
@@ -140,7 +141,7 @@ impl Long {
         };
         Self {
             boot,
-            at_ns: block.epoch_ns().saturating_add_unsigned(told.start_ns),
+            at_ns: time_of_day(block, told.start_ns),
             start_ns: told.start_ns,
             duration_ns: told.duration_ns,
             thread: *told.thread,

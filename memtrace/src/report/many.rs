@@ -115,16 +115,19 @@ impl<K: Clone + Eq + Hash + Ord, L: Label> Many<K, L> {
         *block = fresh.len();
     }
 
-    /// Makes room for another block.
-    pub fn prune(&mut self, rest: &mut impl Rest<K, L>) {
+    /// Makes room for another block. Where it takes half of the keys to be given up this does so, once: until it does
+    /// not, it is to be called again, and the rest has to be made room in each time.
+    #[must_use]
+    pub fn prune(&mut self, rest: &mut impl Rest<K, L>) -> bool {
         if self.log.fresh.len() > MOST_FRESH || self.log.counted.len() > MOST_COUNTED {
             self.log.count();
         }
-        while self.rows.len() > self.most_keys
-            || (self.log.counted.len() > MOST_COUNTED && self.rows.len() > 1)
-        {
+        let is_full = self.rows.len() > self.most_keys
+            || (self.log.counted.len() > MOST_COUNTED && self.rows.len() > 1);
+        if is_full {
             self.halve(rest);
         }
+        is_full
     }
 
     /// Gives up the half of the keys with the least time.
@@ -342,12 +345,12 @@ mod tests {
         for key in 1..=6 {
             add(&mut many, key, u64::from(key) * 10);
         }
-        many.prune(&mut other);
+        while many.prune(&mut other) {}
         assert_eq!(shown(&many), [(6, 1, 60, 60), (5, 1, 50, 50), (4, 1, 40, 40)]);
         assert_eq!((other.count(), other.total_ns(), other.quantile_ns(500)), (3, 60, 20));
         add(&mut many, 1, 7);
         add(&mut many, 6, 7);
-        many.prune(&mut other);
+        while many.prune(&mut other) {}
         assert_eq!(shown(&many)[0], (6, 2, 67, 7));
         assert_eq!(shown(&many)[3], (1, 1, 7, 7));
     }
@@ -355,7 +358,13 @@ mod tests {
     #[test]
     fn an_entry_has_room_for_every_slot_and_bucket() {
         assert!(u32::from(bucket(u64::MAX)) < 1 << BUCKET_BITS);
-        // As many as two threads have gathered, each with those of a block of the most rows.
-        const { assert!(2 * (MOST_KEYS + 16 * 8192) <= 1 << (u32::BITS - BUCKET_BITS)) };
+        // As many rows as a table of a block may have.
+        const MOST_OF_BLOCK: usize = 8 * crate::recording::encode::MOST_ROWS;
+        const SLOTS: usize = 1 << (u32::BITS - BUCKET_BITS);
+        // As many as two threads have gathered.
+        const GATHERED: usize = 2 * (MOST_KEYS + MOST_OF_BLOCK);
+        const { assert!(GATHERED <= SLOTS) };
+        // Half of them come to what two threads have as a rest.
+        const { assert!(2 * MOST_KEYS + GATHERED / 2 <= SLOTS) };
     }
 }

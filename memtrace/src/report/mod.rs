@@ -1,7 +1,8 @@
 //! Reports: what one or several recordings come to.
 //!
-//! What is wanted of them is gathered in one pass over their blocks, by as many threads as there are CPUs: each
-//! has a part of the blocks that follow one another, and what they have gathered is put together in that order.
+//! What is wanted of them is gathered in one pass over their blocks, by as many threads as there are CPUs, though not
+//! very many: each has a part of the blocks that follow one another, and what they have gathered is put together in
+//! that order.
 
 #[cfg(test)]
 mod check;
@@ -14,6 +15,7 @@ pub mod html;
 mod json;
 mod keys;
 mod longest;
+mod losses;
 mod many;
 pub mod perfetto;
 mod rows;
@@ -38,6 +40,9 @@ use std::thread;
 use crate::recording::{Block, Meta, Place, Recording};
 
 pub use self::{diff::Diff, findings::Findings};
+
+/// Most threads that gather: each may take some hundred MiB, if a file is made for that.
+const MOST_THREADS: usize = 8;
 
 /// Something that is gathered from recordings.
 pub trait Gather: Send + Sized {
@@ -98,7 +103,22 @@ pub fn read(recordings: &[Recording], number: usize, place: &Place) -> Option<Bl
 
 /// Whether they are of the same run of memtrace, so that the same number is of the same block.
 fn are_kin(a: &Recording, b: &Recording) -> bool {
-    (&a.meta.boot, a.meta.run_ns) == (&b.meta.boot, b.meta.run_ns)
+    run(a) == run(b)
+}
+
+/// The run of memtrace that a recording is of, by its boot and when it began: the files of a flight recorder begin
+/// later, each at a time of its own.
+fn run(recording: &Recording) -> (&str, i64) {
+    let Meta { boot, began_ns, run_ns, .. } = &recording.meta;
+    (boot, if *run_ns == 0 { *began_ns } else { *run_ns })
+}
+
+/// When something in a block was, in nanoseconds since 1970, by the clock of the host as it was set when the block
+/// began: the same as in what the host itself has logged. `monotonic_ns` is by `CLOCK_MONOTONIC`. Beyond what a number
+/// has room for it is the nearest that it has.
+#[must_use]
+pub fn time_of_day(block: &Block, monotonic_ns: u64) -> i64 {
+    block.epoch_ns().saturating_add_unsigned(monotonic_ns)
 }
 
 /// The same block in another recording.
@@ -122,7 +142,7 @@ pub fn gather<G: Gather>(
     done: &AtomicU64,
 ) -> (G, LeftOut) {
     let all: Vec<_> = blocks(recordings).collect();
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS);
     let parts = all.chunks(all.len().div_ceil(threads).max(1));
     let gather_part = |part: &[(usize, &_)]| {
         let (mut gathered, mut left_out) = (make(), vec![0; recordings.len()]);

@@ -7,8 +7,11 @@ use foldhash::fast::RandomState;
 /// Nanoseconds of a second.
 pub const SECOND_NS: u64 = 1_000_000_000;
 
-/// Most seconds that are remembered: six days in each of which something stalled. Of more, half are given up.
+/// Most seconds that are remembered, but for those of one stall: six days in each of which something stalled. Of more,
+/// half are given up.
 const MOST: usize = 1 << 19;
+/// As many may be left of them then. It takes a quarter of new ones until that is done again.
+const MOST_LEFT: usize = MOST / 4 * 3;
 
 /// A second of a boot of a host, by what is made of its number and seconds since 1970.
 type Key = (u32, i64);
@@ -51,12 +54,18 @@ pub struct Seconds {
     all: HashMap<Key, Second, RandomState>,
     /// The one that is being added to, as stalls come in order.
     current: (Key, Second),
+    /// The worst of those that were given up all at once.
+    given_up: Option<Worst>,
 }
 
 impl Seconds {
     /// Adds a stall that began so many nanoseconds after 1970.
     #[inline]
     pub fn add(&mut self, boot: u32, start_ns: i64, duration_ns: u64) {
+        // Not between the begin and the end of a stall.
+        if self.all.len() >= MOST {
+            self.prune();
+        }
         let second = SECOND_NS.cast_signed();
         let first = start_ns.div_euclid(second);
         let inside_ns = start_ns.rem_euclid(second).cast_unsigned();
@@ -102,19 +111,17 @@ impl Seconds {
     }
 
     fn put(&mut self, key: Key, second: Second) {
-        if self.all.len() >= MOST {
-            self.prune();
-        }
-        let known = self.all.entry(key).or_default();
-        known.add(second);
+        self.all.entry(key).or_default().add(second);
     }
 
-    /// Gives up those in which the least was lost, but none where a long stall begins or ends.
+    /// Gives up those in which the least was lost, but none where a long stall begins or ends. Where that leaves too
+    /// many, only the worst of them all is still known.
     #[cold]
     fn prune(&mut self) {
+        self.put_back();
         let mut lost: Vec<_> = self.all.values().map(|second| second.ns).collect();
-        let middle = lost.len() / 2;
-        let (_, enough, more) = lost.select_nth_unstable(middle);
+        let least = lost.len().saturating_sub(MOST / 2);
+        let (_, enough, more) = lost.select_nth_unstable(least);
         let (enough, more) = (*enough, more.iter().filter(|ns| **ns > *enough).count());
         let mut room = (MOST / 2).saturating_sub(more);
         self.all.retain(|_, second| {
@@ -122,8 +129,8 @@ impl Seconds {
             room -= usize::from(is_one_of_many);
             second.ns > enough || is_one_of_many || second.more != 0
         });
-        if self.all.len() >= MOST {
-            // No one has been stalled for as long.
+        if self.all.len() > MOST_LEFT {
+            self.given_up = self.worst();
             self.all.clear();
         }
     }
@@ -134,6 +141,10 @@ impl Seconds {
         self.put_back();
         for (key, second) in later.all {
             self.put(key, second);
+        }
+        self.given_up = worse(self.given_up, later.given_up);
+        if self.all.len() >= MOST {
+            self.prune();
         }
     }
 
@@ -168,7 +179,15 @@ impl Seconds {
             look_at(second, stalls, ns, whole);
             before = Some((boot, second));
         }
-        worst
+        worse(self.given_up, worst)
+    }
+}
+
+/// The one in which more was lost, of equals the first.
+fn worse(first: Option<Worst>, second: Option<Worst>) -> Option<Worst> {
+    match (first, second) {
+        (Some(first), Some(second)) if second.stalled_ns > first.stalled_ns => Some(second),
+        (first, second) => first.or(second),
     }
 }
 
@@ -250,5 +269,47 @@ mod tests {
         }
         assert!(seconds.all.len() <= MOST);
         assert_eq!(seconds.worst().map(|worst| (worst.second, worst.stalled_ns)), Some((77, 9)));
+    }
+
+    #[test]
+    fn seconds_that_cannot_be_given_up_one_by_one_are_given_up_together() {
+        let mut seconds = Seconds::default();
+        let long = 2 * SECOND_NS + 1;
+        // Each has two seconds of its own in which it begins and ends; the worst is one of the first.
+        let start = |n: usize| 4_000_000_000 * i64::try_from(n).expect("small");
+        seconds.add(0, start(7), 3 * SECOND_NS);
+        let (mut full, mut longest) = (0, 0);
+        for n in 0..MOST / 3 + 100 {
+            seconds.add(0, start(n), long);
+            full += usize::from(seconds.all.len() >= MOST);
+            longest = longest.max(seconds.all.len());
+        }
+        assert!(full <= 1, "it is looked for room {full} times for the last hundred");
+        assert!(longest <= MOST + 3, "{longest}");
+        assert!(seconds.all.len() < MOST / 2, "a part of it is free");
+        let worst = seconds.worst().expect("there are stalls");
+        assert_eq!((worst.second, worst.stalled_ns), (start(7) / 1_000_000_000, 2 * SECOND_NS));
+        // What comes after has nothing of what was before.
+        let mut later = Seconds::default();
+        later.add(0, start(MOST), 500);
+        later.merge(seconds);
+        assert_eq!(later.worst(), Some(worst));
+        later.add(0, start(MOST) + 1, 3 * SECOND_NS);
+        assert_eq!(later.worst().map(|worst| worst.stalled_ns), Some(2 * SECOND_NS));
+    }
+
+    #[test]
+    fn two_that_are_full_make_one_with_room() {
+        let most = i64::try_from(MOST).expect("small");
+        let [mut first, second] = [0, most].map(|from| {
+            let mut seconds = Seconds::default();
+            (0..most - 1).for_each(|n| seconds.add(0, (from + n) * 1_000_000_000, 5));
+            seconds.add(0, from * 1_000_000_000, 7);
+            seconds
+        });
+        first.merge(second);
+        assert_eq!(first.all.len(), MOST / 2);
+        let worst = first.worst().map(|worst| (worst.second, worst.stalls, worst.stalled_ns));
+        assert_eq!(worst, Some((0, 2, 12)));
     }
 }

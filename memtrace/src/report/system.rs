@@ -96,9 +96,9 @@ pub struct ZoneState {
 pub struct CgroupState {
     /// Its id.
     pub id: u64,
-    /// memory.current, in bytes.
+    /// memory.current, in bytes; of cgroup v1 memory.usage_in_bytes.
     pub current_bytes: Option<u64>,
-    /// memory.events: how often in all, by event.
+    /// memory.events: how often in all, by event; of cgroup v1 memory.failcnt as `failcnt`.
     pub events: Vec<(String, u64)>,
     /// By how much they grew since the look before.
     pub grown: Vec<(String, u64)>,
@@ -215,16 +215,26 @@ fn zones(zoneinfo: &str, buddyinfo: &str) -> Vec<ZoneState> {
     zones
 }
 
-fn events(files: &BTreeMap<String, String>) -> &str {
-    files.get("memory.events").map_or("", String::as_str)
+/// The text of cgroup v2, or that of v1.
+fn of_cgroup<'a>(files: &'a BTreeMap<String, String>, v2: &str, v1: &str) -> Option<&'a str> {
+    files.get(v2).or_else(|| files.get(v1)).map(String::as_str)
+}
+
+/// How often limits were reached and what came of it. In cgroup v1 that is one number without a name.
+fn events(files: &BTreeMap<String, String>) -> BTreeMap<&str, u64> {
+    let text = of_cgroup(files, "memory.events", "memory.failcnt").unwrap_or_default();
+    match text.trim().parse() {
+        Ok(count) => [("failcnt", count)].into(),
+        Err(_) => counters(text),
+    }
 }
 
 fn cgroups(look: &Look, before: Option<&Look>) -> Vec<CgroupState> {
     let state = |(id, files): (&u64, &BTreeMap<String, String>)| {
-        let now = counters(events(files));
+        let now = events(files);
         let before = before.and_then(|before| before.cgroups.get(id)).map(events);
-        let grown = before.map(|text| grown(&counters(text), &now)).unwrap_or_default();
-        let current = files.get("memory.current");
+        let grown = before.map(|before| grown(&before, &now)).unwrap_or_default();
+        let current = of_cgroup(files, "memory.current", "memory.usage_in_bytes");
         CgroupState {
             id: *id,
             current_bytes: current.and_then(|text| text.trim().parse().ok()),
@@ -315,6 +325,24 @@ mod tests {
         assert_eq!(system.cgroups[0].current_bytes, Some(4096));
         assert_eq!(system.cgroups[0].grown, [("high".to_owned(), 10)]);
         assert_eq!(system.cgroups[0].events[0], ("high".to_owned(), 12));
+    }
+
+    #[test]
+    fn cgroup_v1_has_other_names() {
+        let v1 = |at_ns, failcnt: u64| {
+            let files = [
+                ("memory.usage_in_bytes", "8192\n".to_owned()),
+                ("memory.limit_in_bytes", "9223372036854771712\n".to_owned()),
+                ("memory.failcnt", format!("{failcnt}\n")),
+            ];
+            let files = files.map(|(name, text)| (name.to_owned(), text));
+            Look { at_ns, cgroups: [(70, files.into())].into(), ..Look::default() }
+        };
+        let system = System::of(&v1(2_000, 12), Some(&v1(1_000, 5)));
+        let failed = |count| vec![("failcnt".to_owned(), count)];
+        let expected =
+            CgroupState { id: 70, current_bytes: Some(8192), events: failed(12), grown: failed(7) };
+        assert_eq!(system.cgroups, [expected]);
     }
 
     #[test]

@@ -1,17 +1,23 @@
-//! Times by key: of each thread, each cgroup, each order.
+//! Times by key: of each cgroup, each order.
 //!
-//! There is room for so many keys; once there are more, the half with the least time becomes one.
+//! There is room for so many keys, and so many buckets; once there are more, those with the least time become one.
 
+use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use foldhash::fast::RandomState;
 
-use super::times::Times;
+use super::times::{MOST_FEW, Times};
 
-/// Most keys beside those of one block.
-const MOST_KEYS: usize = 1 << 18;
+/// Keys of which each may have all buckets: at 29 KiB each, 30 MiB.
+const FEW_KEYS: usize = 1024;
+/// Of more keys than these few, there is room for as many buckets as they have where each has a list: what one block
+/// adds does not make it more memory than that of the few with all buckets.
+const FEW_BUCKETS: usize = MOST_FEW;
+/// Most keys, in relation to the few, beside those of one block.
+const MOST_KEYS: usize = 64;
 
 /// Times by key.
 #[derive(Clone, Debug)]
@@ -20,17 +26,34 @@ pub struct Table<K> {
     rows: Vec<Times>,
     /// Those of keys for which there was no room.
     other: Times,
-    most_keys: usize,
+    /// Of all rows.
+    width: usize,
+    few_keys: usize,
 }
 
 impl<K> Default for Table<K> {
     fn default() -> Self {
+        Self::for_few(FEW_KEYS)
+    }
+}
+
+impl<K> Table<K> {
+    /// A table of what there are few of: so many keys may have all buckets.
+    #[must_use]
+    pub fn for_few(few_keys: usize) -> Self {
         Self {
             slots: HashMap::default(),
             rows: Vec::new(),
             other: Times::default(),
-            most_keys: MOST_KEYS,
+            width: 0,
+            few_keys,
         }
+    }
+
+    /// Whether that part of the room is enough for so many keys, and buckets in all: 1 is all of it, 2 the half.
+    fn has_room(&self, part: usize, keys: usize, width: usize) -> bool {
+        let few_keys = self.few_keys / part;
+        keys <= few_keys || (keys <= few_keys * MOST_KEYS && width <= few_keys * FEW_BUCKETS)
     }
 }
 
@@ -51,43 +74,49 @@ impl<K: Clone + Eq + Hash> Table<K> {
     /// Adds a stall of that row's key.
     #[inline]
     pub fn add(&mut self, slot: u32, duration_ns: u64, bucket: u16) {
-        self.rows[slot as usize].add(duration_ns, bucket);
+        let row = &mut self.rows[slot as usize];
+        let width = row.width();
+        row.add(duration_ns, bucket);
+        self.width += row.width() - width;
     }
 
     /// Makes room for the keys of another block.
     pub fn prune(&mut self) {
-        if self.rows.len() <= self.most_keys {
+        if self.has_room(1, self.rows.len(), self.width) {
             return;
         }
+        let mut rows = std::mem::take(&mut self.rows);
         let mut by_time: Vec<_> = std::mem::take(&mut self.slots).into_iter().collect();
-        let kept = self.most_keys / 2;
-        let time = |(_, slot): &(K, u32)| std::cmp::Reverse(self.rows[*slot as usize].total_ns());
-        if kept < by_time.len() {
-            by_time.select_nth_unstable_by_key(kept, time);
-        }
-        let mut rows = Vec::with_capacity(self.most_keys);
-        for (number, (key, slot)) in (0..).zip(by_time) {
-            let row = std::mem::take(&mut self.rows[slot as usize]);
-            if rows.len() < kept {
-                rows.push(row);
-                self.slots.insert(key, number);
-            } else {
+        by_time.sort_unstable_by_key(|(_, slot)| Reverse(rows[*slot as usize].total_ns()));
+        self.width = 0;
+        let mut is_full = false;
+        for (key, slot) in by_time {
+            let row = std::mem::take(&mut rows[slot as usize]);
+            // Half of it stays free, so that this is seldom done.
+            is_full |= !self.has_room(2, self.rows.len() + 1, self.width + row.width());
+            if is_full {
                 self.other.merge(&row);
+            } else {
+                let slot = self.slot(key) as usize;
+                self.width += row.width();
+                self.rows[slot] = row;
             }
         }
-        self.rows = rows;
     }
 
     /// Takes the times of later blocks.
     pub fn merge(&mut self, mut later: Self) {
         for (key, slot) in later.slots {
             let times = std::mem::take(&mut later.rows[slot as usize]);
-            let known = self.slot(key) as usize;
-            if self.rows[known].count() == 0 {
-                self.rows[known] = times;
+            let slot = self.slot(key) as usize;
+            let row = &mut self.rows[slot];
+            let width = row.width();
+            if row.count() == 0 {
+                *row = times;
             } else {
-                self.rows[known].merge(&times);
+                row.merge(&times);
             }
+            self.width += row.width() - width;
         }
         self.other.merge(&later.other);
         self.prune();
@@ -140,7 +169,7 @@ impl<K: Clone + Eq + Hash> Table<K> {
 
 #[cfg(test)]
 mod tests {
-    use memtrace_common::tally::bucket;
+    use memtrace_common::tally::{self, bucket};
 
     use super::*;
 
@@ -180,17 +209,67 @@ mod tests {
 
     #[test]
     fn where_there_are_too_many_keys_the_least_become_one() {
-        let mut table = Table { most_keys: 4, ..Table::default() };
-        for key in 1..=6 {
+        let mut table = Table::for_few(4);
+        for key in 1..=260 {
             add(&mut table, key, u64::from(key) * 10);
         }
         table.prune();
-        assert_eq!(shown(&table), [(6, 1, 60), (5, 1, 50)]);
-        let other = table.other().expect("there was no room for four");
-        assert_eq!((other.count(), other.total_ns()), (4, 100));
+        assert_eq!((table.len(), shown(&table)[0]), (2 * MOST_KEYS, (260, 1, 2600)));
+        let other = table.other().expect("there was no room for all");
+        assert_eq!((other.count(), other.total_ns()), (132, 10 * 132 * 133 / 2));
         add(&mut table, 1, 7);
-        add(&mut table, 6, 7);
+        add(&mut table, 260, 7);
         table.prune();
-        assert_eq!(shown(&table), [(6, 2, 67), (5, 1, 50), (1, 1, 7)]);
+        assert_eq!((table.len(), shown(&table)[0]), (2 * MOST_KEYS + 1, (260, 2, 2607)));
+    }
+
+    #[test]
+    fn memory_has_a_bound_whatever_comes() {
+        let all = usize::from(bucket(u64::MAX)) + 1;
+        // What one block has: each of its stalls may take one bucket more.
+        let block = 65_536;
+        let mut table = Table::default();
+        let (mut added, mut widest) = (0, 0);
+        for round in 0..600 {
+            // Cgroups by the thousand with stalls of all lengths, so that each has more than a list of buckets.
+            for key in 0..4096 {
+                let at = u16::try_from((round * 12 + key as usize) % all).expect("a bucket");
+                let slot = table.slot(key);
+                table.add(slot, tally::shortest(at), at);
+                added += 1;
+                if added % block == 0 {
+                    widest = widest.max(table.width);
+                    table.prune();
+                }
+            }
+        }
+        let widths: usize = table.rows.iter().map(Times::width).sum();
+        assert_eq!(widths, table.width);
+        assert!(widest <= FEW_KEYS * all + block, "{widest} buckets");
+        assert!(table.rows.len() >= FEW_KEYS / 2, "the longest are told apart");
+        let all: u64 = table.iter().map(|(_, times)| times.count()).sum();
+        assert_eq!(all + table.other().map_or(0, Times::count), added as u64, "none is lost");
+    }
+
+    #[test]
+    fn few_of_all_lengths_or_many_of_few_are_told_apart() {
+        let all = bucket(u64::MAX);
+        let mut table = Table::for_few(16);
+        for at in 0..=all {
+            for key in 0..16 {
+                let slot = table.slot(key);
+                table.add(slot, tally::shortest(at), at);
+            }
+            table.prune();
+        }
+        assert_eq!((table.len(), table.other()), (16, None));
+        let mut table = Table::for_few(16);
+        for key in 0..1024 {
+            for ns in 1..=8 {
+                add(&mut table, key, ns);
+            }
+            table.prune();
+        }
+        assert_eq!((table.len(), table.other()), (1024, None));
     }
 }

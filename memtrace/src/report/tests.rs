@@ -1,5 +1,8 @@
 //! Made-up recordings, and what they come to by hand.
 
+mod schema;
+mod sources;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Seek as _, Write as _};
@@ -62,16 +65,21 @@ fn recording(meta: &Meta, blocks: impl IntoIterator<Item = (u64, Vec<Put>)>) -> 
 }
 
 fn written(meta: &Meta, blocks: impl IntoIterator<Item = (u64, Vec<Put>)>) -> Vec<u8> {
+    written_by(meta, blocks.into_iter().map(|(number, block)| (number, NOON_NS, block)))
+}
+
+/// Each block has the time of day when `CLOCK_MONOTONIC` was zero, too.
+fn written_by(meta: &Meta, blocks: impl IntoIterator<Item = (u64, i64, Vec<Put>)>) -> Vec<u8> {
     let (mut names, mut whole, mut out) = (names(), file::header(meta), Vec::new());
-    for (number, block) in blocks {
-        let mut builder = Builder::new(NOON_NS, meta.scopes);
+    for (number, epoch_ns, block) in blocks {
+        let mut builder = Builder::new(epoch_ns, meta.scopes);
         for put in block {
             match put {
                 Put::Event(event) => builder.event(event, &mut names),
                 Put::Note(note) => builder.note(&note),
             }
         }
-        let (raw, span_ns) = builder.finish(NOON_NS);
+        let (raw, span_ns) = builder.finish(epoch_ns);
         file::block(raw, number, span_ns, &mut out);
         whole.extend_from_slice(&out);
     }

@@ -1,12 +1,12 @@
 //! How long the stalls of one thread, cgroup or kind lasted: their number, their time together, and percentiles.
 //!
-//! There may be a hundred thousand threads that stalled a hundred times each, and a kind with millions of stalls: few
-//! buckets are a sorted list of four bytes each, many are a range of counts.
+//! There may be tens of thousands of cgroups that stalled a hundred times each, and a kind with millions of stalls: few
+//! buckets are a sorted list, many are a range of counts.
 
 use memtrace_common::tally;
 
-/// Most buckets that are a list: of more, a range takes little more memory, and no search.
-const MOST_FEW: usize = 512;
+/// Most buckets that are a list: of more, a range seldom takes more memory, and no search.
+pub const MOST_FEW: usize = 512;
 
 /// How many stalls there were, and how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub struct Times {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Buckets {
     /// Bucket and count, sorted.
-    Few(Vec<(u16, u16)>),
+    Few(Vec<(u16, u32)>),
     /// The counts of the buckets from the first on.
     Many(u16, Vec<u32>),
 }
@@ -78,6 +78,16 @@ impl Times {
     /// Adds the bucket of so many stalls, whose time comes by itself.
     pub fn add_bucket(&mut self, bucket: u16, count: u32) {
         self.buckets.add(bucket, count);
+    }
+
+    /// How many buckets it takes memory for, of at most eight bytes each.
+    #[must_use]
+    #[inline]
+    pub fn width(&self) -> usize {
+        match &self.buckets {
+            Buckets::Few(list) => list.len(),
+            Buckets::Many(_, counts) => counts.len(),
+        }
     }
 
     /// How many there are.
@@ -144,7 +154,7 @@ impl Buckets {
     /// Those that are not empty, in order.
     fn each(&self, mut each: impl FnMut(u16, u32)) {
         match self {
-            Self::Few(list) => list.iter().for_each(|&(bucket, count)| each(bucket, count.into())),
+            Self::Few(list) => list.iter().for_each(|&(bucket, count)| each(bucket, count)),
             Self::Many(first, counts) => {
                 let filled = (*first..).zip(counts).filter(|(_, count)| **count != 0);
                 filled.for_each(|(bucket, &count)| each(bucket, count));
@@ -155,13 +165,11 @@ impl Buckets {
 
 /// Whether there was room.
 #[inline]
-fn add_to_list(list: &mut Vec<(u16, u16)>, bucket: u16, count: u32) -> bool {
-    let Ok(count) = u16::try_from(count) else { return false };
+fn add_to_list(list: &mut Vec<(u16, u32)>, bucket: u16, count: u32) -> bool {
     match list.binary_search_by_key(&bucket, |(known, _)| *known) {
         Ok(at) => {
-            let sum = list[at].1.checked_add(count);
-            list[at].1 = sum.unwrap_or(list[at].1);
-            sum.is_some()
+            list[at].1 = list[at].1.saturating_add(count);
+            true
         }
         Err(at) if list.len() < MOST_FEW => {
             list.insert(at, (bucket, count));
@@ -255,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_a_list_can_count() {
+    fn very_many_of_one_bucket() {
         let times = times(&vec![5_000; 200_000]);
         assert_eq!((times.count(), times.total_ns()), (200_000, 1_000_000_000));
         assert_eq!((times.quantile_ns(1), times.quantile_ns(999)), (5_000, 5_000));

@@ -10,19 +10,21 @@ use foldhash::fast::RandomState;
 use memtrace_common::record::part;
 use memtrace_common::tally;
 
-use super::Gather;
 use super::keys::{CgroupKey, Payer, ProcessKey, ThreadKey, Who};
 use super::longest::Longest;
 use super::many::{self, Label as _, Many};
 use super::seconds::Seconds;
 use super::table::Table;
 use super::times::{Sum, Times};
+use super::{Gather, time_of_day};
 use crate::kind::Kind;
 use crate::recording::{Block, Class, Counts, End, Meta, Note, Recording, Thread};
 use crate::scope::Oom;
 
 /// Most OOM kills that are kept; all are counted.
 const MOST_KILLS: usize = 1000;
+/// Orders and zones of which each may have stalls of all lengths.
+const FEW_CLASSES: usize = 64;
 /// Most shrinkers that are told apart.
 const MOST_SHRINKERS: usize = 64;
 /// Most looks at the system whose times are kept: of more, every second one.
@@ -159,8 +161,8 @@ impl Totals {
             other: Times::default(),
             cgroups: Table::default(),
             kinds: vec![Times::default(); Kind::COUNT],
-            orders: Table::default(),
-            zones: Table::default(),
+            orders: Table::for_few(FEW_CLASSES),
+            zones: Table::for_few(FEW_CLASSES),
             targets: Table::default(),
             parts: None,
             shrinkers: HashMap::default(),
@@ -243,13 +245,13 @@ impl Totals {
         }
     }
 
-    fn note(&mut self, recording: usize, boot: u32, epoch_ns: i64, note: &Note) {
+    fn note(&mut self, recording: usize, boot: u32, block: &Block, note: &Note) {
         let seen = &mut self.seen[recording];
         match note {
             Note::Oom(oom) => {
                 self.nr_kills += 1;
                 if self.kills.len() < MOST_KILLS {
-                    let at_ns = epoch_ns.saturating_add_unsigned(oom.at_ns);
+                    let at_ns = time_of_day(block, oom.at_ns);
                     let oom = Oom { stack: Vec::new(), user_stack: Vec::new(), ..(**oom).clone() };
                     self.kills.push(Kill { boot, at_ns, oom });
                 }
@@ -257,7 +259,7 @@ impl Totals {
             Note::Look(look) => {
                 seen.counts = Some(look.counts);
                 let monotonic_ns = look.at_ns;
-                let at_ns = epoch_ns.saturating_add_unsigned(monotonic_ns);
+                let at_ns = time_of_day(block, monotonic_ns);
                 self.looks.push(LookAt { recording, at_ns, monotonic_ns });
                 thin(&mut self.looks);
             }
@@ -267,8 +269,14 @@ impl Totals {
     }
 
     fn prune(&mut self) {
-        self.threads.prune(&mut self.rest);
-        self.rest.prune(&mut self.other);
+        // What is given up of the threads must not be more than the rest has numbers for.
+        loop {
+            let is_again = self.threads.prune(&mut self.rest);
+            while self.rest.prune(&mut self.other) {}
+            if !is_again {
+                break;
+            }
+        }
         self.cgroups.prune();
         self.orders.prune();
         self.zones.prune();
@@ -294,7 +302,6 @@ impl Totals {
         // The last is of those that had no round.
         let classless = block.classes().len();
         class_rows.resize(classless + 1, None);
-        let epoch_ns = block.epoch_ns();
         let mut candidates = self.longest.candidates();
         let (mut shrinkers, mut others_ns): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
         let (mut stalls, mut span_ns) = (0, (u64::MAX, 0));
@@ -329,7 +336,7 @@ impl Totals {
                     None => others_ns = others_ns.saturating_add(ns),
                 }
             }
-            let start_ns = epoch_ns.saturating_add_unsigned(told.start_ns);
+            let start_ns = time_of_day(block, told.start_ns);
             self.seconds.add(boot, start_ns, duration_ns);
             candidates.see(told);
             stalls += 1;
@@ -342,14 +349,13 @@ impl Totals {
             self.add_shrinker(block, address, ns);
         }
         (self.thread_rows, self.class_rows) = (thread_rows, class_rows);
-        let wall = |ns| epoch_ns.saturating_add_unsigned(ns);
+        let wall = |ns| time_of_day(block, ns);
         let span_ns = (stalls != 0).then(|| (wall(span_ns.0), wall(span_ns.1)));
         self.seen[recording].merge(Seen {
             stalls,
-            epoch_ns: Some((epoch_ns, epoch_ns)),
+            epoch_ns: Some((block.epoch_ns(), block.epoch_ns())),
             span_ns,
-            end: None,
-            counts: None,
+            ..Seen::default()
         });
     }
 
@@ -413,7 +419,7 @@ impl Gather for Totals {
             }
         }
         for note in block.notes() {
-            self.note(recording, boot, block.epoch_ns(), note);
+            self.note(recording, boot, block, note);
         }
         self.stalls(recording, boot, meta, block);
     }
@@ -475,5 +481,53 @@ impl Gather for Totals {
         for ((boot, id), path) in paths {
             self.learn(boot, id, &path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stall::Comm;
+
+    /// Distinct for processes of distinct numbers, as far as buckets go.
+    fn ns(pid: u32) -> u64 {
+        tally::shortest(200 + u16::try_from(pid % 5000).expect("small"))
+    }
+
+    /// What one worker may have at most: processes of one thread from `first` on, of which as many as there is room
+    /// for are among the rest already.
+    fn full(first: u32) -> Totals {
+        const ROOM: u32 = 1 << 17;
+        let mut totals = Totals::new(&[0], 0);
+        let comm = Comm::new([0; Comm::LEN]);
+        for pid in first..first + ROOM {
+            let slot =
+                totals.rest.add(ProcessKey { boot: 0, pid }, &Sum::one(ns(pid)), Who::default());
+            totals.rest.log_counted(slot, tally::bucket(ns(pid)), 1);
+        }
+        // Those of the last block are not looked at any more.
+        for pid in first + ROOM..first + 2 * ROOM + (1 << 16) {
+            let key = ThreadKey { boot: 0, pid, tid: pid, comm };
+            totals.threads.log(0, tally::bucket(ns(pid)));
+            let slot = totals.threads.add(key, &Sum::one(ns(pid)), Payer(0));
+            totals.threads.end_block(&[slot]);
+        }
+        totals
+    }
+
+    #[test]
+    fn what_is_poured_into_the_rest_keeps_its_percentiles() {
+        let mut totals = full(0);
+        totals.merge(full(1 << 20));
+        let (count, top) = totals.processes(usize::MAX);
+        assert!(count > 1 << 17, "{count} processes are told apart");
+        for (ProcessKey { pid, .. }, times, _) in top {
+            let bucket = tally::bucket(ns(pid));
+            assert_eq!(times.count(), 1, "{pid}");
+            assert_eq!(tally::bucket(times.quantile_ns(500)), bucket, "{pid}");
+            assert_eq!(times.width(), 1, "{pid} has stalls of another");
+        }
+        let others = totals.other_processes().expect("there is no room for all");
+        assert_eq!(others.count() + count as u64, 2 * ((1 << 18) + (1 << 16)));
     }
 }
