@@ -56,6 +56,8 @@ pub struct Told {
     pub kinds: BTreeMap<&'static str, u64>,
     /// Nanoseconds of each thread.
     pub threads: BTreeMap<u32, u64>,
+    /// Nanoseconds throttled, scanning and in a shrinker.
+    pub parts_ns: [u64; 3],
     /// The longest, in nanoseconds.
     pub longest_ns: u64,
 }
@@ -139,6 +141,10 @@ fn stall(start_ns: u64, severity: u64, chance: &mut Chance, told: &mut Told) -> 
     let mut parts = Parts { shrinkers: vec![(0x9000, duration_ns / 10)], ..Parts::default() };
     parts.ns[part::THROTTLED] = duration_ns / 2;
     parts.ns[part::SCAN] = duration_ns - duration_ns / 10 - duration_ns / 2;
+    let parts_ns = [parts.ns[part::THROTTLED], parts.ns[part::SCAN], duration_ns / 10];
+    for (sum, ns) in told.parts_ns.iter_mut().zip(parts_ns) {
+        *sum += ns;
+    }
     let depth = 3 + chance.below(5);
     let stall = Stall {
         start_ns,
@@ -239,7 +245,12 @@ fn look(at_ns: u64, severity: u64, chance: &mut Chance) -> Look {
         ("/proc/zoneinfo", zones.concat()),
     ];
     let files = files.map(|(path, text)| (path.to_owned(), text)).into();
-    Look { at_ns, files, ..Look::default() }
+    let of_cgroup = [
+        ("memory.current", "1048576\n".to_owned()),
+        ("memory.events", format!("max {}\n", at_ns / SECOND * 10)),
+    ];
+    let cgroups = [(72, of_cgroup.map(|(name, text)| (name.to_owned(), text)).into())].into();
+    Look { at_ns, files, cgroups, ..Look::default() }
 }
 
 fn comm(name: &str) -> Comm {

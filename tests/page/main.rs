@@ -17,6 +17,9 @@ use incident::{HOSTILE, Told};
 use memtrace::report::html;
 use tests::host::TempDir;
 
+/// What the file is said to be called.
+const FILE: &[u8] = b"<img src=x>/db1.mtr";
+
 /// A page, and the folder that it is in.
 struct Page {
     _folder: Option<TempDir>,
@@ -35,7 +38,7 @@ impl Page {
             incident::record(&place.join(format!("{name}.mt")), seconds, worst)?;
         let path = place.join(format!("{name}.html"));
         let mut out = Vec::new();
-        html::write(&[recording], &AtomicU64::new(0), &mut out)?;
+        html::write(&[recording], &[FILE.to_vec()], &AtomicU64::new(0), &mut out)?;
         fs::write(&path, out)?;
         Ok(Self { _folder: folder, path, told })
     }
@@ -108,6 +111,49 @@ fn tables_have_the_sums_of_the_recording() {
         ),
         "{said:?}"
     );
+}
+
+#[test]
+fn the_worst_second_and_the_parts_of_the_time_are_there() {
+    let page = Page::new(120, 20).expect("a page");
+    let said = page.said(
+        "const worst = document.getElementById('worst');
+         const cells = (row) => [...row.cells].map((cell) => cell.textContent).join('|');
+         says('nav', [...document.querySelectorAll('nav a')].slice(1, 3).map((it) => it.hash).join(' '));
+         says('lost', worst.querySelector('p').textContent);
+         for (const fact of worst.querySelectorAll('dd')) says('fact', fact.textContent);
+         for (const row of worst.querySelectorAll('tbody tr')) says('zone', cells(row));
+         for (const cgroup of worst.querySelectorAll('li')) says('cgroup', cgroup.textContent);
+         for (const row of document.querySelectorAll('#parts tbody tr')) says('part', cells(row));
+         says('payer', [...document.querySelectorAll('#processes tbody tr')].every((row) => row.cells.length === 8 && row.cells[7].textContent.startsWith('/')));
+         says('file', document.querySelector('.facts dd').textContent);",
+    );
+    let total: u64 = page.told.kinds.values().sum();
+    let part = |name: &str, ns: u64| {
+        let per_cent = ns as f64 * 100.0 / total as f64;
+        format!("part {name}|{per_cent:.1} %|{:.2} s", Duration::from_nanos(ns).as_secs_f64())
+    };
+    let [throttled, scan, shrink] = page.told.parts_ns;
+    let expected = [
+        "nav #worst #parts".to_owned(),
+        "fact available 4.5 GiB of 7.6 GiB, free 3.6 GiB".to_owned(),
+        "fact full 0.50 %, some 0.57 %".to_owned(),
+        "zone 0/DMA|3,840|68|85|102|-|".to_owned(),
+        "zone 0/Normal|945,157|13,000|16,250|19,500|-|".to_owned(),
+        "payer true".to_owned(),
+        "file &lt;img src=x&gt;/db1.mtr".to_owned(),
+        part("throttled:writeback", throttled),
+        part("scan", scan),
+        part("shrink:super_cache_scan", shrink),
+    ];
+    for line in &expected {
+        assert!(said.contains(line), "no `{line}`: {said:#?}");
+    }
+    let has = |start: &str, end: &str| {
+        said.iter().any(|line| line.starts_with(start) && line.ends_with(end))
+    };
+    assert!(has("lost 2026-03-01 12:01:", "began in it."), "{said:#?}");
+    assert!(has("cgroup /\"&gt;&lt;img src=x", ": 1.0 MiB, max +10"), "{said:#?}");
 }
 
 #[test]

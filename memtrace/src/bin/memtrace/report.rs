@@ -55,7 +55,7 @@ pub fn run(args: &Report) -> Result<()> {
             ));
         }
     }
-    files.write(&recordings)?;
+    files.write(&recordings, &names)?;
     match args {
         Report { diff: true, .. } => diff(args, &recordings, names),
         Report { csv: true, .. } => print(|out| csv::write(&recordings, out)),
@@ -128,10 +128,12 @@ impl Files {
         html.is_some() || perfetto.is_some() || flame.is_some() || hlog.is_some()
     }
 
-    fn write(&self, recordings: &[Recording]) -> Result<()> {
+    fn write(&self, recordings: &[Recording], names: &[Vec<u8>]) -> Result<()> {
         let Self { html, perfetto, flame, hlog } = self;
         if let Some(file) = html {
-            with_bar(recordings, |done| file.write(|out| html::write(recordings, done, out)))?;
+            with_bar(recordings, |done| {
+                file.write(|out| html::write(recordings, names, done, out))
+            })?;
         }
         if let Some(file) = perfetto {
             file.write(|out| perfetto::write(recordings, out))?;

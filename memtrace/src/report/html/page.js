@@ -174,7 +174,12 @@
 
   function tables() {
     const at = (ms) => `${day(ms)} ${clock(ms, 3)}`;
+    const whole = data.parts.reduce((sum, [, ns]) => sum + ns, 0);
     const all = [
+      { id: "parts", title: "Where the time went", rows: data.parts, columns: [
+        { name: "Part", of: (row) => row[0] },
+        { name: "Per cent", of: (row) => row[1] * 100 / Math.max(whole, 1), show: perCent, number: true },
+        { name: "Time", of: (row) => row[1], show: span, number: true, share: true }], sort: "Time", filter: false },
       { id: "threads", title: "Threads", note: others(data.threads), rows: data.threads.rows, columns: [
         { name: "Thread", of: (row) => row.key[0] },
         { name: "TID", of: (row) => row.key[1], number: true },
@@ -184,7 +189,8 @@
       { id: "processes", title: "Processes", note: others(data.processes), rows: data.processes.rows, columns: [
         { name: "Process", of: (row) => row.key[0] },
         { name: "PID", of: (row) => row.key[1], number: true },
-        ...onHost((row) => row.key[2]), ...stats], sort: "Stalled" },
+        ...onHost((row) => row.key[2]), ...stats,
+        { name: "Cgroup", of: (row) => row.key[3], long: true }], sort: "Stalled" },
       { id: "cgroups", title: "Cgroups", note: others(data.cgroups), rows: data.cgroups.rows, columns: [
         { name: "Cgroup", of: (row) => row.key[0], long: true },
         ...onHost((row) => row.key[1]), ...stats], sort: "Stalled" },
@@ -217,6 +223,36 @@
     ];
     return all.filter((it) => it.rows.length).map((it) =>
       table({ ...it, sort: it.columns.findIndex((column) => column.name === it.sort) }));
+  }
+
+  // ---- The worst second ----
+
+  function worst() {
+    const { at_ms, host, lost, then } = data.worst;
+    const section = make("section", { id: "worst", "aria-labelledby": "worst-title", tabindex: "-1" },
+      make("h2", { id: "worst-title" }, "Worst second"),
+      make("p", null, `${day(at_ms)} ${clock(at_ms, 0)}: ${lost}${many ? ` on ${data.hosts[host]}` : ""}.`),
+      make("p", null, then ? `The system ${then.apart}:` : "What the system was like then was not recorded."));
+    if (!then) return section;
+    if (then.facts.length) {
+      section.append(make("dl", { class: "facts" },
+        ...then.facts.flatMap(([term, fact]) => [make("dt", null, term), make("dd", null, fact)])));
+    }
+    if (then.zones.length) section.append(zonesThen(then.zones));
+    if (then.cgroups.length) {
+      section.append(make("h3", null, "Cgroups that stalled"), make("ul", { class: "names" },
+        ...then.cgroups.map(([name, fact]) => make("li", null, fact ? `${name ?? "-"}: ${fact}` : name))));
+    }
+    return section;
+  }
+  function zonesThen(zones) {
+    const pages = (value) => make("td", { class: "number" }, value == null ? "-" : count(value));
+    const heads = ["Free", "Min", "Low", "High", "Most order"].map((name) => make("th", { scope: "col", class: "number" }, name));
+    return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "Zones then" },
+      make("table", null, make("caption", null, "Zones, in pages; of free blocks the largest order"),
+        make("thead", null, make("tr", null, make("th", { scope: "col" }, "Zone"), ...heads, make("th", { scope: "col" }, "State"))),
+        make("tbody", null, ...zones.map((zone) => make("tr", null, make("th", { scope: "row" }, zone.name),
+          ...[zone.free, zone.min, zone.low, zone.high, zone.most_order].map(pages), make("td", null, zone.below))))));
   }
 
   // ---- Stacks ----
@@ -659,7 +695,7 @@
   }
 
   function fillTables() {
-    byId("tables").replaceChildren(...tables(), stacks());
+    byId("tables").replaceChildren(...(data.worst ? [worst()] : []), ...tables(), stacks());
   }
 
   fillTables();

@@ -9,6 +9,7 @@ use super::words::{html, short};
 use crate::recording::meta::timestamp;
 use crate::recording::{Counts, End, Meta, Missing, Recording};
 use crate::report::findings::Findings;
+use crate::report::rows::Recorded;
 use crate::report::totals::Totals;
 use crate::view::words::Span;
 
@@ -35,7 +36,7 @@ impl Facts {
         let each = known.take(MOST).map(|((recording, seen), recorded)| {
             let end = seen.end.as_ref();
             let counts = end.map(|end| end.counts).or(seen.counts).unwrap_or_default();
-            Self::of(recording, end, counts, (recorded.since, recorded.time))
+            Self::of(recording, recorded, end, counts)
         });
         let mut all: Vec<_> = each.collect();
         if recordings.len() > MOST {
@@ -49,20 +50,17 @@ impl Facts {
         all
     }
 
-    fn of(
-        recording: &Recording,
-        end: Option<&End>,
-        counts: Counts,
-        (from_ns, to_ns): (i64, i64),
-    ) -> Self {
+    fn of(recording: &Recording, recorded: &Recorded, end: Option<&End>, counts: Counts) -> Self {
         let Meta { memtrace, host, kernel, cpus, what, trigger, .. } = &recording.meta;
+        let Recorded { file, since: from_ns, time: to_ns, .. } = recorded;
         let text = |text: &str| short(text.as_bytes());
-        let long = Duration::from_nanos(to_ns.abs_diff(from_ns));
+        let long = Duration::from_nanos(to_ns.abs_diff(*from_ns));
         let mut rows = vec![
+            ("File", short(file)),
             ("Host", text(host)),
             ("Kernel", format!("{}, {cpus} CPUs", text(kernel))),
-            ("From", When(from_ns).to_string()),
-            ("To", format!("{}, {} later", When(to_ns), Long(long))),
+            ("From", When(*from_ns).to_string()),
+            ("To", format!("{}, {} later", When(*to_ns), Long(long))),
             ("Traced", text(what)),
         ];
         if let Some(fired) = trigger {
