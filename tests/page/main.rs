@@ -44,12 +44,21 @@ impl Page {
     }
 
     /// What the page is once a script has run in it that this one has no part in.
-    fn after(&self, script: &str) -> Result<String> {
+    fn after(&self, window: &str, script: &str) -> Result<String> {
         let page = fs::read_to_string(&self.path)?;
         let (_, rest) = page.split_once("'nonce-").context("no policy")?;
         let (nonce, _) = rest.split_once('\'').context("no policy")?;
         let script = format!(
             "<script nonce=\"{nonce}\">
+            // By the id of their places, the charts as they are made.
+            const charts = {{}};
+            let library;
+            Object.defineProperty(globalThis, 'echarts', {{
+              get: () => library,
+              set: (made) => {{
+                library = {{ ...made, init: (place, ...rest) => charts[place.id] = made.init(place, ...rest) }};
+              }},
+            }});
             (async () => {{
               const root = document.documentElement;
               const wait = () => new Promise((go) => setTimeout(go, 50));
@@ -66,13 +75,18 @@ impl Page {
         );
         let path = self.path.with_extension("driven.html");
         fs::write(&path, page.replacen("</body>", &script, 1))?;
-        browser::run(&path, "--dump-dom", "1280,900")
+        browser::run(&path, "--dump-dom", window)
     }
 
     /// What `says` has said.
     #[track_caller]
     fn said(&self, script: &str) -> Vec<String> {
-        let dom = self.after(script).expect("it runs");
+        self.said_in("1280,900", script)
+    }
+
+    #[track_caller]
+    fn said_in(&self, window: &str, script: &str) -> Vec<String> {
+        let dom = self.after(window, script).expect("it runs");
         let said = dom.split("<said>").skip(1);
         said.map(|line| line.split("</said>").next().unwrap_or_default().to_owned()).collect()
     }
@@ -180,6 +194,58 @@ fn charts_are_drawn_and_names_stay_names() {
     }
     assert_eq!(said.iter().filter(|line| *line == "painted true").count(), 4, "{said:?}");
     assert!(HOSTILE.iter().all(|name| !said.iter().any(|line| line.contains(name))));
+}
+
+#[test]
+fn labels_of_charts_are_round_and_do_not_touch() {
+    let page = Page::new(120, 20).expect("a page");
+    let script = "const texts = (id) => charts[`${id}-chart`]
+           .getZr().storage.getDisplayList(true)
+           .filter((it) => it.type === 'tspan' && !it.ignore && !it.invisible && it.style.text.trim())
+           .map((it) => {
+             const box = it.getBoundingRect().clone();
+             box.applyTransform(it.getComputedTransform());
+             return { text: it.style.text, box };
+           });
+         const tell = (when) => {
+           for (const id of ['heat', 'held', 'pressure', 'memory']) {
+             const all = texts(id);
+             for (const [at, one] of all.entries()) {
+               for (const other of all.slice(at + 1)) {
+                 if (one.box.intersect(other.box)) says('touching', when, id, one.text, other.text);
+               }
+             }
+             const times = all.filter((it) => /^\\d\\d:\\d\\d:\\d\\d/.test(it.text));
+             says('times', when, id, times.length > 1, times.every((it) => /:\\d[05]$/.test(it.text)));
+             says('marks', when, id, all.map((it) => it.text).filter((it) => /OOM|trigger/.test(it)).sort().join('; '));
+           }
+         };
+         tell('at first');
+         says('latencies', texts('heat').map((it) => it.text).filter((it) => / (us|ms|s)$/.test(it)).join(' '));
+         says('powers', texts('memory').map((it) => it.text).filter((it) => /B$/.test(it)).every((it) => Number.isInteger(Math.log2(Number.parseFloat(it)))));
+         document.querySelector('[data-zoom=in]').click();
+         document.querySelector('[data-zoom=later]').click();
+         await wait();
+         tell('zoomed');";
+    let wide = page.said(script);
+    for id in ["heat", "held", "pressure", "memory"] {
+        for line in [
+            format!("times at first {id} true true"),
+            format!("times zoomed {id} true true"),
+            format!("marks at first {id} 20 OOM kills, trigger; OOM kill"),
+            format!("marks zoomed {id} 20 OOM kills, trigger"),
+        ] {
+            assert!(wide.contains(&line), "no `{line}`: {wide:#?}");
+        }
+    }
+    for line in ["latencies 100 us 1 ms 10 ms 100 ms 1 s", "powers true"] {
+        assert!(wide.iter().any(|it| it == line), "no `{line}`: {wide:#?}");
+    }
+    let narrow = page.said_in("400,800", script);
+    for said in [wide, narrow] {
+        assert!(said.len() > 16, "{said:#?}");
+        assert!(!said.iter().any(|line| line.starts_with("touching")), "{said:#?}");
+    }
 }
 
 #[test]
