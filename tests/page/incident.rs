@@ -56,6 +56,8 @@ pub struct Told {
     pub kinds: BTreeMap<&'static str, u64>,
     /// Nanoseconds of each thread.
     pub threads: BTreeMap<u32, u64>,
+    /// Nanoseconds throttled, scanning and in a shrinker.
+    pub parts_ns: [u64; 3],
     /// The longest, in nanoseconds.
     pub longest_ns: u64,
 }
@@ -79,7 +81,7 @@ impl Chance {
 /// Writes a recording of so many seconds, with about so many stalls in the worst of them.
 pub fn record(path: &Path, seconds: u64, worst: u64) -> Result<(Recording, Told)> {
     let (mut chance, mut told, mut names) = (Chance(1), Told::default(), names());
-    let mut bytes = file::header(&meta());
+    let mut bytes = file::header(&meta(BEGIN_NS + seconds * 3 / 4 * SECOND));
     let (mut builder, mut number) = (Builder::new(EPOCH_NS, true), 0);
     let mut block = Vec::new();
     for second in 0..seconds {
@@ -94,8 +96,10 @@ pub fn record(path: &Path, seconds: u64, worst: u64) -> Result<(Recording, Told)
                 builder.event(event, &mut names);
             }
         }
-        if second == seconds * 3 / 4 {
-            builder.event(Event::Oom(oom(begin_ns)), &mut names);
+        // One kill as it begins, and many as it ends.
+        let kills = if second == seconds * 3 / 4 { 20 } else { u64::from(second == seconds / 4) };
+        for n in 0..kills {
+            builder.event(Event::Oom(oom(begin_ns + n * SECOND / 25)), &mut names);
         }
         builder.note(&Note::Look(look(begin_ns, severity.unwrap_or(0), &mut chance)));
         if second + 1 == seconds {
@@ -139,6 +143,10 @@ fn stall(start_ns: u64, severity: u64, chance: &mut Chance, told: &mut Told) -> 
     let mut parts = Parts { shrinkers: vec![(0x9000, duration_ns / 10)], ..Parts::default() };
     parts.ns[part::THROTTLED] = duration_ns / 2;
     parts.ns[part::SCAN] = duration_ns - duration_ns / 10 - duration_ns / 2;
+    let parts_ns = [parts.ns[part::THROTTLED], parts.ns[part::SCAN], duration_ns / 10];
+    for (sum, ns) in told.parts_ns.iter_mut().zip(parts_ns) {
+        *sum += ns;
+    }
     let depth = 3 + chance.below(5);
     let stall = Stall {
         start_ns,
@@ -239,7 +247,12 @@ fn look(at_ns: u64, severity: u64, chance: &mut Chance) -> Look {
         ("/proc/zoneinfo", zones.concat()),
     ];
     let files = files.map(|(path, text)| (path.to_owned(), text)).into();
-    Look { at_ns, files, ..Look::default() }
+    let of_cgroup = [
+        ("memory.current", "1048576\n".to_owned()),
+        ("memory.events", format!("max {}\n", at_ns / SECOND * 10)),
+    ];
+    let cgroups = [(72, of_cgroup.map(|(name, text)| (name.to_owned(), text)).into())].into();
+    Look { at_ns, files, cgroups, ..Look::default() }
 }
 
 fn comm(name: &str) -> Comm {
@@ -249,7 +262,8 @@ fn comm(name: &str) -> Comm {
     Comm::new(bytes)
 }
 
-fn meta() -> Meta {
+/// Of a recording whose trigger fired then, by `CLOCK_MONOTONIC`.
+fn meta(fired_ns: u64) -> Meta {
     let mut coverage = Coverage::of(&Kind::ALL);
     coverage.lacks(Kind::Swapin, "no function `psi_memstall_enter`");
     let mut meta = Meta {
@@ -265,10 +279,10 @@ fn meta() -> Meta {
         stacks: true,
         throttles: [(0, "writeback"), (1, "isolated")].map(|(n, it)| (n, it.to_owned())).into(),
         trigger: Some(Fired {
-            trigger: "stall>2s".to_owned(),
-            cause: "postgres (1040) was held up for 2.1 s".to_owned(),
-            at_ns: EPOCH_NS.saturating_add_unsigned(BEGIN_NS + 200 * SECOND),
-            at_monotonic_ns: BEGIN_NS + 200 * SECOND,
+            trigger: "latency>2s or oom".to_owned(),
+            cause: "OOM kill of <img src=x> (pid 1003)".to_owned(),
+            at_ns: EPOCH_NS.saturating_add_unsigned(fired_ns),
+            at_monotonic_ns: fired_ns,
         }),
         ..Meta::default()
     };

@@ -17,6 +17,9 @@ use incident::{HOSTILE, Told};
 use memtrace::report::html;
 use tests::host::TempDir;
 
+/// What the file is said to be called.
+const FILE: &[u8] = b"<img src=x>/db1.mtr";
+
 /// A page, and the folder that it is in.
 struct Page {
     _folder: Option<TempDir>,
@@ -35,18 +38,27 @@ impl Page {
             incident::record(&place.join(format!("{name}.mt")), seconds, worst)?;
         let path = place.join(format!("{name}.html"));
         let mut out = Vec::new();
-        html::write(&[recording], &AtomicU64::new(0), &mut out)?;
+        html::write(&[recording], &[FILE.to_vec()], &AtomicU64::new(0), &mut out)?;
         fs::write(&path, out)?;
         Ok(Self { _folder: folder, path, told })
     }
 
     /// What the page is once a script has run in it that this one has no part in.
-    fn after(&self, script: &str) -> Result<String> {
+    fn after(&self, window: &str, script: &str) -> Result<String> {
         let page = fs::read_to_string(&self.path)?;
         let (_, rest) = page.split_once("'nonce-").context("no policy")?;
         let (nonce, _) = rest.split_once('\'').context("no policy")?;
         let script = format!(
             "<script nonce=\"{nonce}\">
+            // By the id of their places, the charts as they are made.
+            const charts = {{}};
+            let library;
+            Object.defineProperty(globalThis, 'echarts', {{
+              get: () => library,
+              set: (made) => {{
+                library = {{ ...made, init: (place, ...rest) => charts[place.id] = made.init(place, ...rest) }};
+              }},
+            }});
             (async () => {{
               const root = document.documentElement;
               const wait = () => new Promise((go) => setTimeout(go, 50));
@@ -63,13 +75,18 @@ impl Page {
         );
         let path = self.path.with_extension("driven.html");
         fs::write(&path, page.replacen("</body>", &script, 1))?;
-        browser::run(&path, "--dump-dom", "1280,900")
+        browser::run(&path, "--dump-dom", window)
     }
 
     /// What `says` has said.
     #[track_caller]
     fn said(&self, script: &str) -> Vec<String> {
-        let dom = self.after(script).expect("it runs");
+        self.said_in("1280,900", script)
+    }
+
+    #[track_caller]
+    fn said_in(&self, window: &str, script: &str) -> Vec<String> {
+        let dom = self.after(window, script).expect("it runs");
         let said = dom.split("<said>").skip(1);
         said.map(|line| line.split("</said>").next().unwrap_or_default().to_owned()).collect()
     }
@@ -111,6 +128,49 @@ fn tables_have_the_sums_of_the_recording() {
 }
 
 #[test]
+fn the_worst_second_and_the_parts_of_the_time_are_there() {
+    let page = Page::new(120, 20).expect("a page");
+    let said = page.said(
+        "const worst = document.getElementById('worst');
+         const cells = (row) => [...row.cells].map((cell) => cell.textContent).join('|');
+         says('nav', [...document.querySelectorAll('nav a')].slice(1, 3).map((it) => it.hash).join(' '));
+         says('lost', worst.querySelector('p').textContent);
+         for (const fact of worst.querySelectorAll('dd')) says('fact', fact.textContent);
+         for (const row of worst.querySelectorAll('tbody tr')) says('zone', cells(row));
+         for (const cgroup of worst.querySelectorAll('li')) says('cgroup', cgroup.textContent);
+         for (const row of document.querySelectorAll('#parts tbody tr')) says('part', cells(row));
+         says('payer', [...document.querySelectorAll('#processes tbody tr')].every((row) => row.cells.length === 8 && row.cells[7].textContent.startsWith('/')));
+         says('file', document.querySelector('.facts dd').textContent);",
+    );
+    let total: u64 = page.told.kinds.values().sum();
+    let part = |name: &str, ns: u64| {
+        let per_cent = ns as f64 * 100.0 / total as f64;
+        format!("part {name}|{per_cent:.1} %|{:.2} s", Duration::from_nanos(ns).as_secs_f64())
+    };
+    let [throttled, scan, shrink] = page.told.parts_ns;
+    let expected = [
+        "nav #worst #parts".to_owned(),
+        "fact available 4.5 GiB of 7.6 GiB, free 3.6 GiB".to_owned(),
+        "fact full 0.50 %, some 0.57 %".to_owned(),
+        "zone 0/DMA|3,840|68|85|102|-|".to_owned(),
+        "zone 0/Normal|945,157|13,000|16,250|19,500|-|".to_owned(),
+        "payer true".to_owned(),
+        "file &lt;img src=x&gt;/db1.mtr".to_owned(),
+        part("throttled:writeback", throttled),
+        part("scan", scan),
+        part("shrink:super_cache_scan", shrink),
+    ];
+    for line in &expected {
+        assert!(said.contains(line), "no `{line}`: {said:#?}");
+    }
+    let has = |start: &str, end: &str| {
+        said.iter().any(|line| line.starts_with(start) && line.ends_with(end))
+    };
+    assert!(has("lost 2026-03-01 12:01:", "began in it."), "{said:#?}");
+    assert!(has("cgroup /\"&gt;&lt;img src=x", ": 1.0 MiB, max +10"), "{said:#?}");
+}
+
+#[test]
 fn charts_are_drawn_and_names_stay_names() {
     let page = Page::new(120, 20).expect("a page");
     let said = page.said(
@@ -134,6 +194,58 @@ fn charts_are_drawn_and_names_stay_names() {
     }
     assert_eq!(said.iter().filter(|line| *line == "painted true").count(), 4, "{said:?}");
     assert!(HOSTILE.iter().all(|name| !said.iter().any(|line| line.contains(name))));
+}
+
+#[test]
+fn labels_of_charts_are_round_and_do_not_touch() {
+    let page = Page::new(120, 20).expect("a page");
+    let script = "const texts = (id) => charts[`${id}-chart`]
+           .getZr().storage.getDisplayList(true)
+           .filter((it) => it.type === 'tspan' && !it.ignore && !it.invisible && it.style.text.trim())
+           .map((it) => {
+             const box = it.getBoundingRect().clone();
+             box.applyTransform(it.getComputedTransform());
+             return { text: it.style.text, box };
+           });
+         const tell = (when) => {
+           for (const id of ['heat', 'held', 'pressure', 'memory']) {
+             const all = texts(id);
+             for (const [at, one] of all.entries()) {
+               for (const other of all.slice(at + 1)) {
+                 if (one.box.intersect(other.box)) says('touching', when, id, one.text, other.text);
+               }
+             }
+             const times = all.filter((it) => /^\\d\\d:\\d\\d:\\d\\d/.test(it.text));
+             says('times', when, id, times.length > 1, times.every((it) => /:\\d[05]$/.test(it.text)));
+             says('marks', when, id, all.map((it) => it.text).filter((it) => /OOM|trigger/.test(it)).sort().join('; '));
+           }
+         };
+         tell('at first');
+         says('latencies', texts('heat').map((it) => it.text).filter((it) => / (us|ms|s)$/.test(it)).join(' '));
+         says('powers', texts('memory').map((it) => it.text).filter((it) => /B$/.test(it)).every((it) => Number.isInteger(Math.log2(Number.parseFloat(it)))));
+         document.querySelector('[data-zoom=in]').click();
+         document.querySelector('[data-zoom=later]').click();
+         await wait();
+         tell('zoomed');";
+    let wide = page.said(script);
+    for id in ["heat", "held", "pressure", "memory"] {
+        for line in [
+            format!("times at first {id} true true"),
+            format!("times zoomed {id} true true"),
+            format!("marks at first {id} 20 OOM kills, trigger; OOM kill"),
+            format!("marks zoomed {id} 20 OOM kills, trigger"),
+        ] {
+            assert!(wide.contains(&line), "no `{line}`: {wide:#?}");
+        }
+    }
+    for line in ["latencies 100 us 1 ms 10 ms 100 ms 1 s", "powers true"] {
+        assert!(wide.iter().any(|it| it == line), "no `{line}`: {wide:#?}");
+    }
+    let narrow = page.said_in("400,800", script);
+    for said in [wide, narrow] {
+        assert!(said.len() > 16, "{said:#?}");
+        assert!(!said.iter().any(|line| line.starts_with("touching")), "{said:#?}");
+    }
 }
 
 #[test]

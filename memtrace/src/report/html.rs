@@ -13,6 +13,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod words;
+mod worst;
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -38,20 +39,21 @@ const SCRIPT: &str = include_str!("html/page.js");
 /// What draws the charts, as the page inflates it. Nothing reads it but [`write`].
 pub static CHARTS: &[u8] = include_bytes!("../../assets/echarts.min.js.gz");
 
-/// Writes what the recordings come to as one page. `done` counts the blocks as they are done.
+/// Writes what the recordings, given with the names of their files, come to as one page. `done` counts the blocks as
+/// they are done.
 pub fn write(
     recordings: &[Recording],
+    files: &[Vec<u8>],
     done: &AtomicU64,
     out: &mut dyn Write,
 ) -> io::Result<LeftOut> {
     let (boots, axis) = (boots(recordings), Axis::of(recordings));
     let make = || (Totals::new(&boots, MOST_LONGEST), Drawn::new(&axis));
     let ((totals, drawn), left_out) = gather(recordings, make, done);
-    let source =
-        Source { recordings, files: &[], boots: &boots, totals: &totals, left_out: &left_out };
+    let source = Source { recordings, files, boots: &boots, totals: &totals, left_out: &left_out };
     let findings = source.findings(MOST_ROWS);
     let facts = Facts::of_all(&findings, &totals, recordings, &left_out);
-    let data = Data::of(&findings, &drawn, &axis, recordings);
+    let data = Data::of(&findings, &totals, &drawn, &axis, recordings);
     let (nonce, mut out) = (nonce(), BufWriter::new(out));
     let mut rest = PAGE;
     while let Some((before, after)) = rest.split_once("{{") {

@@ -29,6 +29,7 @@ mod text;
 mod text_system;
 mod times;
 mod totals;
+mod worst;
 
 #[cfg(test)]
 mod tests;

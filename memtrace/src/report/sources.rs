@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::losses::Losses;
 use super::rows::{NotWatched, Recorded, Trigger};
+use super::run;
 use super::totals::Totals;
-use super::{blocks, run};
 use crate::kind::Kind;
 use crate::recording::{Counts, Meta, Note, Recording};
 

@@ -52,7 +52,7 @@ pub fn run(args: &Report) -> Result<()> {
         }
     }
     let sources = Sources { files: &args.files, recordings, has_said: Cell::new(false) };
-    files.write(&sources)?;
+    files.write(&sources, &names)?;
     match args {
         Report { diff: true, .. } => diff(args, &sources, names),
         Report { csv: true, .. } => print_csv(&sources),
@@ -130,7 +130,7 @@ fn diff(args: &Report, sources: &Sources<'_>, names: Vec<Vec<u8>>) -> Result<()>
 }
 
 /// Writes an export of recordings, and counts the blocks as they are done.
-type WriteExport = fn(&[Recording], &AtomicU64, &mut dyn Write) -> io::Result<LeftOut>;
+type WriteExport<'a> = dyn Fn(&[Recording], &AtomicU64, &mut dyn Write) -> io::Result<LeftOut> + 'a;
 
 /// The files that are going to be written.
 #[derive(Debug, Default)]
@@ -160,10 +160,13 @@ impl Files {
         html.is_some() || perfetto.is_some() || flame.is_some() || hlog.is_some()
     }
 
-    fn write(&self, sources: &Sources<'_>) -> Result<()> {
+    fn write(&self, sources: &Sources<'_>, names: &[Vec<u8>]) -> Result<()> {
         let Self { html, perfetto, flame, hlog } = self;
-        let outputs: [(_, WriteExport); 3] =
-            [(html, html::write), (perfetto, perfetto::write), (hlog, hlog::write)];
+        let page = |recordings: &[Recording], done: &AtomicU64, out: &mut dyn Write| {
+            html::write(recordings, names, done, out)
+        };
+        let outputs: [(_, &WriteExport<'_>); 3] =
+            [(html, &page), (perfetto, &perfetto::write), (hlog, &hlog::write)];
         for (file, write) in outputs {
             let Some(file) = file else { continue };
             sources.make(true, |recordings, done| {

@@ -1,5 +1,7 @@
 //! What the page's script works on: one JSON object.
 
+use std::fmt::Display;
+
 use serde::Serialize;
 
 use super::axis::Axis;
@@ -7,11 +9,12 @@ use super::charts::rows_ns;
 use super::drawn::Drawn;
 use super::looks;
 use super::words::short;
+use super::worst::Worst;
 use crate::recording::Recording;
 use crate::report::findings::Findings;
 use crate::report::rows::{self, Cgroup, Host, Stats};
 use crate::report::text::name_and_owner;
-use crate::stall::Zone;
+use crate::report::totals::Totals;
 use crate::view::{Folded, flame};
 
 /// Most threads, processes and cgroups each.
@@ -24,6 +27,8 @@ const MOST_FRAMES: usize = 256 << 10;
 const MOST_FLAME: usize = 400 << 10;
 /// Most kills that are drawn and listed.
 const MOST_KILLS: usize = 100;
+/// Most parts of the time that are told apart; kernels have fewer.
+const MOST_PARTS: usize = 200;
 /// How many stacks a flame graph is made of, fewer if it gets too large.
 const STACKS: [usize; 4] = [usize::MAX, 1000, 300, 100];
 /// Most stacks in the table beneath it, and bytes of each.
@@ -48,13 +53,16 @@ pub struct Data {
     orders: Vec<Row<Option<i32>>>,
     zones: Vec<Row<String>>,
     pub threads: Table<(String, u32, u32, usize, Option<String>)>,
-    processes: Table<(String, u32, usize)>,
+    processes: Table<(String, u32, usize, Option<String>)>,
     cgroups: Table<(Option<String>, usize)>,
     targets: Table<(Option<String>, usize)>,
+    /// How the time was spent, the longest part first, each with its nanoseconds.
+    parts: Vec<(String, u64)>,
     longest: Vec<LongRow>,
     frames: Vec<String>,
     kills: Vec<KillRow>,
     pub killed: u64,
+    worst: Option<Worst>,
     flame: Option<String>,
     flame_note: String,
     stacks: Vec<(String, u64)>,
@@ -146,7 +154,7 @@ impl<K> Table<K> {
 }
 
 /// Nanoseconds as milliseconds with all that a script can tell apart.
-fn ms(ns: i64) -> f64 {
+pub fn ms(ns: i64) -> f64 {
     ns.div_euclid(1000) as f64 / 1e3
 }
 
@@ -154,6 +162,7 @@ impl Data {
     /// Puts together what was gathered.
     pub fn of(
         findings: &Findings,
+        totals: &Totals,
         drawn: &Drawn<'_>,
         axis: &Axis,
         recordings: &[Recording],
@@ -164,29 +173,32 @@ impl Data {
         let Findings { kinds, orders, zones, threads, processes, cgroups, targets, .. } = findings;
         let kinds = kinds.iter().map(|row| Row::of(row.kind.name(), &row.stats));
         let orders = orders.iter().map(|row| Row::of(row.order, &row.stats));
-        let zones = zones.iter().filter_map(|row| {
-            let zone = Zone { node: row.node?, name: row.zone.clone()? };
-            Some(Row::of(zone_name(&zone), &row.stats))
-        });
+        let zones = zones
+            .iter()
+            .filter_map(|row| Some(Row::of(zone_name(row.node?, row.zone.as_ref()?), &row.stats)));
         let threads = threads.iter().map(|row| {
             let (name, tid) = (short(row.comm.as_bytes()), row.tid.unwrap_or_default());
             let (host, cgroup) = (hosts.number(&row.host), cgroup_name(&row.cgroup));
             Row::of((name, tid, row.pid, host, cgroup), &row.stats)
         });
         let processes = processes.iter().map(|row| {
-            let key = (short(row.comm.as_bytes()), row.pid, hosts.number(&row.host));
-            Row::of(key, &row.stats)
+            let (host, cgroup) = (hosts.number(&row.host), cgroup_name(&row.cgroup));
+            Row::of((short(row.comm.as_bytes()), row.pid, host, cgroup), &row.stats)
         });
         let cgroups = cgroups
             .iter()
             .map(|row| Row::of((cgroup_name(&row.cgroup), hosts.number(&row.host)), &row.stats));
-        let targets = targets.iter().map(|row| {
-            let name = match row.global {
-                Some(true) => Some("the host".to_owned()),
-                _ => cgroup_name(&row.cgroup),
-            };
-            Row::of((name, hosts.number(&row.host)), &row.stats)
+        let targets = targets.iter().filter_map(|row| {
+            let name =
+                if row.global? { Some("the host".to_owned()) } else { cgroup_name(&row.cgroup) };
+            Some(Row::of((name, hosts.number(&row.host)), &row.stats))
         });
+        // Stalls that reclaimed from nothing are not among the others either.
+        let untargeted = totals.targets.iter().filter(|(key, _)| key.id.is_none());
+        let (nr_untargeted, untargeted_ns) = untargeted
+            .fold((0, 0), |(count, sum): (usize, u64), (_, it)| {
+                (count + 1, sum.saturating_add(it.total_ns()))
+            });
         let held = drawn
             .held
             .columns(axis)
@@ -213,11 +225,17 @@ impl Data {
             threads: Table::of(threads, findings.nr_threads, total_ns),
             processes: Table::of(processes, findings.nr_processes, total_ns),
             cgroups: Table::of(cgroups, findings.nr_cgroups, total_ns),
-            targets: Table::of(targets, findings.nr_targets, total_ns),
+            targets: Table::of(
+                targets,
+                findings.nr_targets.saturating_sub(nr_untargeted),
+                total_ns.saturating_sub(untargeted_ns),
+            ),
+            parts: parts(findings),
             longest,
             frames: frames.texts,
             kills,
             killed: findings.nr_oom_kills,
+            worst: findings.worst_second.as_ref().map(|worst| Worst::of(worst, &hosts)),
             flame,
             flame_note,
             stacks: listed(&drawn.stacks.folded),
@@ -240,7 +258,7 @@ impl Data {
 }
 
 /// Hosts by number, each as it was booted once.
-struct Hosts<'a>(Vec<&'a Host>);
+pub struct Hosts<'a>(Vec<&'a Host>);
 
 impl<'a> Hosts<'a> {
     fn of(findings: &'a Findings) -> Self {
@@ -253,7 +271,7 @@ impl<'a> Hosts<'a> {
         Self(known)
     }
 
-    fn number(&self, host: &Host) -> usize {
+    pub fn number(&self, host: &Host) -> usize {
         self.0.iter().position(|known| *known == host).unwrap_or_default()
     }
 
@@ -262,14 +280,24 @@ impl<'a> Hosts<'a> {
     }
 }
 
-fn cgroup_name(cgroup: &Cgroup) -> Option<String> {
+/// What a cgroup is called, if it is known at all.
+pub fn cgroup_name(cgroup: &Cgroup) -> Option<String> {
     let is_known = cgroup.id.is_some() || cgroup.path.is_some();
     is_known.then(|| short(name_and_owner(cgroup).as_bytes()))
 }
 
 /// A zone as `node/name`.
-fn zone_name(zone: &Zone) -> String {
-    short(format!("{}/{}", zone.node, zone.name).as_bytes())
+pub fn zone_name(node: impl Display, name: &str) -> String {
+    short(format!("{node}/{name}").as_bytes())
+}
+
+/// The parts of the time, the longest first.
+fn parts(findings: &Findings) -> Vec<(String, u64)> {
+    let parts = findings.parts.as_deref().unwrap_or_default();
+    let (told, others) = parts.split_at(parts.len().min(MOST_PARTS));
+    let told = told.iter().map(|(part, ns)| (short(part.as_bytes()), *ns));
+    let others_ns = others.iter().fold(0, |sum: u64, (_, ns)| sum.saturating_add(*ns));
+    told.chain((others_ns != 0).then(|| ("others".to_owned(), others_ns))).collect()
 }
 
 fn marks(kills: &[KillRow], recordings: &[Recording]) -> Vec<Mark> {
@@ -296,7 +324,7 @@ impl LongRow {
             cgroup: cgroup_name(cgroup),
             kind: long.kind.name(),
             order: long.order,
-            zone: long.zone.as_ref().map(zone_name),
+            zone: long.zone.as_ref().map(|zone| zone_name(zone.node, &zone.name)),
             target: cgroup_name(target),
             reclaimed: long.nr_reclaimed,
             parts: parts.map(|(part, ns)| (short(part.as_bytes()), *ns)).collect(),

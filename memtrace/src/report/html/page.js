@@ -174,7 +174,12 @@
 
   function tables() {
     const at = (ms) => `${day(ms)} ${clock(ms, 3)}`;
+    const whole = data.parts.reduce((sum, [, ns]) => sum + ns, 0);
     const all = [
+      { id: "parts", title: "Where the time went", rows: data.parts, columns: [
+        { name: "Part", of: (row) => row[0] },
+        { name: "Per cent", of: (row) => row[1] * 100 / Math.max(whole, 1), show: perCent, number: true },
+        { name: "Time", of: (row) => row[1], show: span, number: true, share: true }], sort: "Time", filter: false },
       { id: "threads", title: "Threads", note: others(data.threads), rows: data.threads.rows, columns: [
         { name: "Thread", of: (row) => row.key[0] },
         { name: "TID", of: (row) => row.key[1], number: true },
@@ -184,7 +189,8 @@
       { id: "processes", title: "Processes", note: others(data.processes), rows: data.processes.rows, columns: [
         { name: "Process", of: (row) => row.key[0] },
         { name: "PID", of: (row) => row.key[1], number: true },
-        ...onHost((row) => row.key[2]), ...stats], sort: "Stalled" },
+        ...onHost((row) => row.key[2]), ...stats,
+        { name: "Cgroup", of: (row) => row.key[3], long: true }], sort: "Stalled" },
       { id: "cgroups", title: "Cgroups", note: others(data.cgroups), rows: data.cgroups.rows, columns: [
         { name: "Cgroup", of: (row) => row.key[0], long: true },
         ...onHost((row) => row.key[1]), ...stats], sort: "Stalled" },
@@ -217,6 +223,36 @@
     ];
     return all.filter((it) => it.rows.length).map((it) =>
       table({ ...it, sort: it.columns.findIndex((column) => column.name === it.sort) }));
+  }
+
+  // ---- The worst second ----
+
+  function worst() {
+    const { at_ms, host, lost, then } = data.worst;
+    const section = make("section", { id: "worst", "aria-labelledby": "worst-title", tabindex: "-1" },
+      make("h2", { id: "worst-title" }, "Worst second"),
+      make("p", null, `${day(at_ms)} ${clock(at_ms, 0)}: ${lost}${many ? ` on ${data.hosts[host]}` : ""}.`),
+      make("p", null, then ? `The system ${then.apart}:` : "What the system was like then was not recorded."));
+    if (!then) return section;
+    if (then.facts.length) {
+      section.append(make("dl", { class: "facts" },
+        ...then.facts.flatMap(([term, fact]) => [make("dt", null, term), make("dd", null, fact)])));
+    }
+    if (then.zones.length) section.append(zonesThen(then.zones));
+    if (then.cgroups.length) {
+      section.append(make("h3", null, "Cgroups that stalled"), make("ul", { class: "names" },
+        ...then.cgroups.map(([name, fact]) => make("li", null, fact ? `${name ?? "-"}: ${fact}` : name))));
+    }
+    return section;
+  }
+  function zonesThen(zones) {
+    const pages = (value) => make("td", { class: "number" }, value == null ? "-" : count(value));
+    const heads = ["Free", "Min", "Low", "High", "Most order"].map((name) => make("th", { scope: "col", class: "number" }, name));
+    return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "Zones then" },
+      make("table", null, make("caption", null, "Zones, in pages; of free blocks the largest order"),
+        make("thead", null, make("tr", null, make("th", { scope: "col" }, "Zone"), ...heads, make("th", { scope: "col" }, "State"))),
+        make("tbody", null, ...zones.map((zone) => make("tr", null, make("th", { scope: "row" }, zone.name),
+          ...[zone.free, zone.min, zone.low, zone.high, zone.most_order].map(pages), make("td", null, zone.below))))));
   }
 
   // ---- Stacks ----
@@ -330,14 +366,14 @@
       id: "pressure", title: "Pressure of memory (PSI, avg10)", height: 220, needs: () => data.looks?.some.some((it) => it != null),
       text: "Part of the last 10 s in which some, or all, tasks waited for memory, as the kernel says; the greatest of each column.",
       lacks: "There are no samples of /proc/pressure/memory in the recording.",
-      option: () => linesOption(pressureLines(), { max: (range) => Math.max(5, range.max) }, (value) => `${Number(value.toPrecision(3))} %`),
+      option: () => linesOption(pressureLines(), { max: (range) => (range.max < 5 ? 5 : null) }, (value) => `${Number(value.toPrecision(3))} %`),
       columns: () => pressureLines().map((line) => ({ name: line.name, value: greatest(line.data), show: (value) => perCent(value) })),
     },
     {
       id: "memory", title: "Free memory and watermarks", height: 260, needs: () => data.looks && (zones.length || data.looks.free.some((it) => it != null)),
       text: "The fewest free pages of each column. Below low kswapd is woken up, below min threads reclaim by themselves. The scale is logarithmic.",
       lacks: "There are no samples of /proc/zoneinfo and /proc/meminfo in the recording.",
-      option: () => linesOption(memoryLines(), { type: "log", logBase: 2, min: (range) => Math.max(4096, range.min) }, bytes),
+      option: () => linesOption(memoryLines(), { type: "log", logBase: 2, min: (range) => 2 ** Math.floor(Math.log2(Math.max(4096, range.min))) }, bytes),
       columns: () => memoryLines().map((line) => ({ name: line.name, value: least(line.data), show: bytes })),
     },
   ];
@@ -360,10 +396,10 @@
       animation: false,
       backgroundColor: "transparent",
       textStyle: { color: text, fontFamily: "system-ui, 'DejaVu Sans', sans-serif" },
-      grid: { left: narrow() ? 62 : 76, right: narrow() ? 30 : 44, top: 56, bottom: 28, outerBoundsMode: "none" },
+      grid: { left: margins()[0], right: margins()[1], top: 56, bottom: 28, outerBoundsMode: "none" },
       xAxis: {
         type: "category", data: categories, boundaryGap: true,
-        axisLabel: { color: dim, hideOverlap: true, formatter: (column) => columnTime(Number(column)) },
+        axisLabel: { color: dim, ...timeTicks() },
         axisLine: { lineStyle: { color: line } }, axisTick: { show: false },
       },
       yAxis: {
@@ -391,15 +427,62 @@
         return make("tr", null, make("td", null, square, name), make("td", { class: "number" }, value));
       })));
   }
+  // Labels of times, of the part that is shown: they are round, where it is shown, and do not touch.
+  const TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500, ...[1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800,
+    21_600, 43_200].map((s) => s * 1000), ...[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].map((days) => days * 86_400_000)];
+  function timeTicks() {
+    const length = (shown.to - shown.from + 1) * data.step_ms;
+    const text = (tick) => (column) => {
+      const at = begin(Number(column));
+      if (tick >= 86_400_000) return day(at);
+      const time = clock(at, tick >= 1000 ? 0 : tick >= 100 ? 1 : tick >= 10 ? 2 : 3);
+      return isLong ? `${day(at)} ${time}` : time;
+    };
+    const fits = (tick) => tick % data.step_ms === 0 && length / tick * (widthOf(text(tick)(shown.to), 12) + 16) <= plotWidth();
+    const tick = [...TICKS, ...[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].map((steps) => steps * data.step_ms)].find(fits)
+      ?? 2000 * data.step_ms;
+    const since = (column) => begin(column) - (local() ? new Date(begin(column)).getTimezoneOffset() * 60_000 : 0);
+    return { formatter: text(tick), interval: (column) => since(column) % tick === 0 };
+  }
+  const pen = document.createElement("canvas").getContext("2d");
+  function widthOf(text, size) {
+    pen.font = `${size}px system-ui, 'DejaVu Sans', sans-serif`;
+    return pen.measureText(text).width;
+  }
+  const margins = () => (narrow() ? [62, 30] : [76, 44]);
+  const plotWidth = () => placed()[0].drawn.getWidth() - margins()[0] - margins()[1];
+
+  // Marks of the part that is shown. Where their labels would lie over each other there is one for all of them.
   function markLine() {
     const { text } = palette();
     const marks = data.marks.map((mark) => ({ ...mark, column: Math.floor((mark.at_ms - data.begin_ms) / data.step_ms) }))
-      .filter((mark) => mark.column >= 0 && mark.column < data.columns);
-    return marks.length ? {
+      .filter((mark) => mark.column >= shown.from && mark.column <= shown.to).sort((a, b) => a.column - b.column);
+    const width = plotWidth();
+    const groups = [];
+    for (const { text, column } of marks) {
+      let group = { columns: [column], names: new Map([[text, 1]]), at: (column - shown.from + .5) * width / (shown.to - shown.from + 1) };
+      while (groups.length && box(groups.at(-1))[1] + 6 > box(group)[0]) {
+        const before = groups.pop();
+        for (const [name, many] of group.names) before.names.set(name, (before.names.get(name) ?? 0) + many);
+        group = { ...before, columns: [...before.columns, ...group.columns] };
+      }
+      groups.push(group);
+    }
+    function label({ names }) {
+      return [...names].map(([name, many]) => (many > 1 ? `${many} ${name}s` : name)).sort().join(", ");
+    }
+    // From where to where a label is, which keeps out of what is beyond the chart.
+    function box(group) {
+      const wide = widthOf(label(group), 11);
+      const from = group.at + wide / 2 > width + margins()[1] ? group.at - wide : group.at - wide / 2;
+      return [from, from + wide, from < group.at - wide / 2 ? "right" : "center"];
+    }
+    return {
       silent: true, symbol: "none", lineStyle: { color: "#d6336c", type: "dashed" },
       label: { color: text, formatter: ({ name }) => name, position: "end", distance: 4, fontSize: 11 },
-      data: marks.map((mark) => ({ name: mark.text, xAxis: mark.column })),
-    } : undefined;
+      data: groups.flatMap((group) => [...new Set(group.columns)].map((column, at) =>
+        ({ name: at === 0 ? label(group) : "", xAxis: column, label: { align: box(group)[2] } }))),
+    };
   }
 
   // Rows of the heat map between the shortest and the longest latency that there is.
@@ -412,6 +495,20 @@
   const rowName = (row) => row === 0 ? `below ${span(data.rows_ns[1])}`
     : row === last ? `${span(data.rows_ns[row])} and more` : `${span(data.rows_ns[row])} to ${span(data.rows_ns[row + 1])}`;
   const short = (ns) => ns < 1e6 ? `${Number((ns / 1e3).toPrecision(2))} us` : ns < 1e9 ? `${Number((ns / 1e6).toPrecision(2))} ms` : `${Number((ns / 1e9).toPrecision(2))} s`;
+  // Round latencies, each with its place among these rows: as few as tell the scale.
+  const latencies = (() => {
+    const [low, high] = [used[0], used.at(-1)];
+    const ends = used.map((row) => data.rows_ns[row + 1] ?? data.rows_ns[row] * 1.5);
+    const place = (ns) => {
+      const at = Math.max(0, ends.findIndex((end) => ns < end));
+      const begin = data.rows_ns[low + at];
+      return at + Math.max(0, (ns - begin) / (ends[at] - begin));
+    };
+    const [from, to] = [data.rows_ns[low] * .97, ends[high - low]];
+    const all = (steps) => Array.from({ length: 9 }, (_, power) => steps.map((step) => step * 10 ** (power + 3))).flat()
+      .filter((ns) => ns >= from && ns < to).map((ns) => [place(ns), ns]);
+    return [[1], [1, 2, 5], [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9]].map(all).find((found, at) => found.length > 2 || at === 2);
+  })();
   function heatOption() {
     const option = common();
     const { text, heat, back } = palette();
@@ -426,10 +523,17 @@
     });
     return {
       ...option,
-      yAxis: {
-        type: "category", data: used, axisLine: { show: false }, axisTick: { show: false }, splitLine: { show: false },
-        axisLabel: { ...option.yAxis.axisLabel, formatter: (row) => short(data.rows_ns[row]) },
-      },
+      yAxis: [
+        { type: "category", data: used, axisLine: { show: false }, axisTick: { show: false }, splitLine: { show: false }, axisLabel: { show: false } },
+        {
+          type: "value", position: "left", min: 0, max: used.length, axisLine: { show: false }, splitLine: { show: false },
+          axisTick: { show: true, customValues: latencies.map(([at]) => at), lineStyle: { color: option.yAxis.axisLabel.color } },
+          axisLabel: {
+            ...option.yAxis.axisLabel, customValues: latencies.map(([at]) => at),
+            formatter: (at) => short(latencies.find((it) => it[0] === at)?.[1] ?? 0),
+          },
+        },
+      ],
       legend: undefined,
       visualMap: {
         type: "continuous", dimension: 2, min: 0, max: Math.max(Math.log10(most), 1e-3), orient: "horizontal", left: "left", top: 0,
@@ -447,7 +551,7 @@
         formatter: ({ value }) => tip(value[0], [[rowName(value[1] + used[0]), `${count(value[3])} stalls`]]),
       },
       series: [{
-        type: "heatmap", data: cells, progressive: 0, emphasis: { itemStyle: { borderColor: text, borderWidth: 1 } },
+        type: "heatmap", yAxisIndex: 0, data: cells, progressive: 0, emphasis: { itemStyle: { borderColor: text, borderWidth: 1 } },
         itemStyle: { borderWidth: 0, borderColor: back }, markLine: markLine(),
       }],
     };
@@ -587,6 +691,12 @@
     chart.drawn?.setOption(chart.option(), { notMerge: true });
   }
 
+  // Labels anew what depends on the part that is shown.
+  function relabel() {
+    for (const { drawn } of placed()) {
+      drawn?.setOption({ xAxis: { axisLabel: timeTicks() }, series: [{ markLine: markLine() }] }, { lazyUpdate: true });
+    }
+  }
   function tellRange() {
     byId("range").textContent = `${day(begin(shown.from))} ${columnTime(shown.from)} to ${columnTime(shown.to + 1)}`;
     for (const chart of placed()) if (chart.details.open) chart.fill();
@@ -599,6 +709,7 @@
     const first = placed().find((chart) => chart.drawn);
     first?.drawn.dispatchAction({ type: "dataZoom", startValue: shown.from, endValue: shown.to });
     tellRange();
+    relabel();
   }
   const zooms = {
     in: (size) => zoomTo(shown.from + size / 4, shown.to - size / 4),
@@ -629,6 +740,7 @@
         if (startValue === shown.from && endValue === shown.to) return;
         [shown.from, shown.to] = [startValue, endValue];
         tellRange();
+        relabel();
       });
     }
     echarts.connect("time");
@@ -659,7 +771,7 @@
   }
 
   function fillTables() {
-    byId("tables").replaceChildren(...tables(), stacks());
+    byId("tables").replaceChildren(...(data.worst ? [worst()] : []), ...tables(), stacks());
   }
 
   fillTables();

@@ -9,6 +9,7 @@ use super::words::{html, short};
 use crate::recording::meta::timestamp;
 use crate::recording::{Counts, End, Meta, Missing, Recording};
 use crate::report::findings::Findings;
+use crate::report::rows::Recorded;
 use crate::report::totals::Totals;
 use crate::view::words::Span;
 
@@ -37,7 +38,7 @@ impl Facts {
             let end = seen.end.as_ref();
             let counts = end.map(|end| end.counts).or(seen.counts).unwrap_or_default();
             let missing = missing(recording.missing, *damaged, end, counts);
-            Self::of(recording, end, missing, (recorded.since, recorded.time))
+            Self::of(recording, recorded, end, missing)
         });
         let mut all: Vec<_> = each.collect();
         if recordings.len() > MOST {
@@ -51,22 +52,23 @@ impl Facts {
         all
     }
 
-    fn of(
-        recording: &Recording,
-        end: Option<&End>,
-        missing: String,
-        (from_ns, to_ns): (i64, i64),
-    ) -> Self {
+    fn of(recording: &Recording, recorded: &Recorded, end: Option<&End>, missing: String) -> Self {
         let Meta { memtrace, host, kernel, cpus, what, trigger, .. } = &recording.meta;
+        let Recorded { file, since: from_ns, time: to_ns, .. } = recorded;
         let text = |text: &str| short(text.as_bytes());
-        let long = Duration::from_nanos(to_ns.abs_diff(from_ns));
+        let long = Duration::from_nanos(to_ns.abs_diff(*from_ns));
         let mut rows = vec![
+            ("File", short(file)),
             ("Host", text(host)),
             ("Kernel", format!("{}, {cpus} CPUs", text(kernel))),
-            ("From", When(from_ns).to_string()),
-            ("To", format!("{}, {} later", When(to_ns), Long(long))),
+            ("From", When(*from_ns).to_string()),
+            ("To", format!("{}, {} later", When(*to_ns), Long(long))),
             ("Traced", text(what)),
         ];
+        let filters = recording.meta.all_filters();
+        if !filters.is_empty() {
+            rows.push(("Only", text(&filters)));
+        }
         if let Some(fired) = trigger {
             let (trigger, cause) = (text(&fired.trigger), text(&fired.cause));
             rows.push(("Trigger", format!("{trigger}: {cause}, {}", When(fired.at_ns))));

@@ -52,9 +52,15 @@ impl Maker {
     }
 }
 
+/// The file of a recording, with what would be an element if its name were HTML.
+fn file_name(number: usize) -> Vec<u8> {
+    format!("<img src={number}></title>.mtr").into_bytes()
+}
+
 fn page(recordings: &[Recording]) -> String {
+    let files: Vec<_> = (0..recordings.len()).map(file_name).collect();
     let mut out = Vec::new();
-    super::write(recordings, &AtomicU64::new(0), &mut out).expect("memory takes all");
+    super::write(recordings, &files, &AtomicU64::new(0), &mut out).expect("memory takes all");
     String::from_utf8(out).expect("a page is UTF-8")
 }
 
@@ -152,6 +158,7 @@ fn sums_are_those_of_the_stalls() {
     }
     assert_eq!(data["threads"]["others"], 200);
     assert_eq!(sum(&data["zones"], 0), 6667);
+    assert_eq!(data["processes"]["rows"][0]["key"][3], "/system.slice/pg.service");
     let cells = data["heat"]
         .as_array()
         .expect("columns")
@@ -169,6 +176,84 @@ fn sums_are_those_of_the_stalls() {
         !flame.contains("script") && !flame.contains("onload"),
         "the page would have to refuse it"
     );
+}
+
+#[test]
+fn stalls_that_reclaimed_from_nothing_are_no_row_and_no_others() {
+    let mut maker = Maker::new(&meta());
+    let mut reclaimed_ns = 0;
+    for target in 0..700 {
+        let Stall { mut detail, duration_ns, .. } = reclaim();
+        if let Detail::Reclaim(reclaim) = &mut detail {
+            reclaim.target_cgroup_id = Some(1000 + target);
+        }
+        reclaimed_ns += duration_ns;
+        maker.event(Event::Stall(Stall { detail, ..reclaim() }));
+        if target % 7 == 0 {
+            // Less than any other row has, so that it is not among those that are shown.
+            maker.event(Event::Stall(Stall { duration_ns: 1000, ..compaction() }));
+        }
+    }
+    let data = data(&page(&[maker.end()]));
+    let targets = &data["targets"];
+    let rows = targets["rows"].as_array().expect("rows");
+    let shown_ns: u64 = rows.iter().map(|row| row["stat"][1].as_u64().expect("a number")).sum();
+    assert_eq!((rows.len(), &targets["others"]), (500, &200.into()));
+    assert_eq!(targets["others_ns"], reclaimed_ns - shown_ns);
+}
+
+#[test]
+fn each_recording_is_named_by_its_file() {
+    let page = page(&[Maker::new(&meta()).end(), Maker::new(&meta()).end()]);
+    for number in 0..2 {
+        let shown = format!("<dt>File</dt><dd>&lt;img src={number}&gt;&lt;/title&gt;.mtr</dd>");
+        assert_eq!(page.matches(&shown).count(), 1, "{shown}");
+    }
+}
+
+#[test]
+fn the_worst_second_is_told_as_in_the_text() {
+    let mut maker = Maker::new(&meta());
+    for second in 0..5 {
+        let vmstat = format!("allocstall_normal {}\n", 7 * second);
+        let events = format!("high 0\nmax {}\n", 3 * second);
+        let mut look = look(second);
+        look.files.insert("/proc/vmstat".to_owned(), vmstat);
+        let buddyinfo = "Node 0, zone Normal 5 0 2 0\n".to_owned();
+        look.files.insert("/proc/buddyinfo".to_owned(), buddyinfo);
+        let of_cgroup = [("memory.current", "1048576\n".to_owned()), ("memory.events", events)];
+        look.cgroups = [(70, of_cgroup.map(|(name, text)| (name.to_owned(), text)).into())].into();
+        maker.builder.note(&Note::Look(look));
+        let (start_ns, duration_ns) = ((second + 1) * SECOND, (second % 4 + 1) * 1_000_000);
+        maker.event(Event::Stall(Stall { start_ns, duration_ns, ..reclaim() }));
+    }
+    let recordings = [maker.end()];
+    let worst = &data(&page(&recordings))["worst"];
+    assert_eq!(worst["at_ms"], 1_770_000_004_000.0);
+    assert_eq!(worst["lost"], "4.00 ms lost, 1 stall began in it");
+    let then = &worst["then"];
+    assert_eq!(then["apart"], "1.00 s after it began");
+    let facts = serde_json::json!([
+        ["memory", "available 229.1 MiB, free 120.6 MiB"],
+        ["pressure of the last 10 s", "full 0.04 %, some 4.04 %"],
+        ["counted in 1.00 s", "allocstall_normal 7"],
+    ]);
+    assert_eq!(then["facts"], facts);
+    assert_eq!(
+        then["cgroups"],
+        serde_json::json!([["/system.slice/pg.service", "1.0 MiB, max +3"]])
+    );
+    let zone = serde_json::json!({"name": "0/Normal", "free": 41_676, "min": 11_284, "low": 14_105,
+        "high": 16_926, "most_order": 2, "below": ""});
+    assert_eq!(then["zones"][2], zone);
+    let mut text = Vec::new();
+    let findings =
+        crate::report::Findings::gather(&recordings, &[file_name(0)], 10, &AtomicU64::new(0));
+    findings.text(&jiff::tz::TimeZone::UTC, &mut text);
+    let text = String::from_utf8(text).expect("text");
+    for said in [&worst["lost"], &then["apart"], &then["facts"][2][0], &then["facts"][0][1]] {
+        assert!(text.contains(said.as_str().expect("words")), "no {said} in {text}");
+    }
 }
 
 #[test]
@@ -199,6 +284,8 @@ fn parts_and_what_is_lost_are_told() {
     let data = data(&page);
     let expected = serde_json::json!([["scan", 1_233_567], ["shrink:do_try_to_free_pages", 1000]]);
     assert_eq!(data["longest"][0]["parts"], expected);
+    assert_eq!(data["parts"], expected);
+    assert_eq!(data["worst"]["then"], serde_json::Value::Null, "there was no look");
 }
 
 #[test]
@@ -258,7 +345,7 @@ fn look(second: u64) -> Look {
         (
             "/proc/pressure/memory",
             format!(
-                "some avg10={}.{:02} avg60=0.00\nfull avg10=0.{:02} avg60=0.00\n",
+                "some avg10={}.{:02} avg60=0.00 avg300=0.00\nfull avg10=0.{:02} avg60=0.00 avg300=0.00\n",
                 second % 90,
                 second % 100,
                 second % 100
