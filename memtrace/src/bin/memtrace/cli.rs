@@ -397,6 +397,9 @@ pub struct Report {
     #[arg(long, conflicts_with_all = ["csv", "folded", "written"])]
     pub diff: bool,
 
+    /// Show times in UTC, as all other outputs do, instead of local time
+    #[arg(long, help_heading = OUTPUT)]
+    pub utc: bool,
     /// Print one JSON object with all of it
     #[arg(long, group = "printed", help_heading = OUTPUT)]
     pub json: bool,

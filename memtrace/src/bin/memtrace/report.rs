@@ -76,7 +76,8 @@ fn findings(args: &Report, recordings: &[Recording], names: &[Vec<u8>]) -> Resul
     if args.json {
         findings.json(&mut lines);
     } else {
-        findings.text(&TimeZone::system(), &mut lines);
+        let zone = if args.utc { TimeZone::UTC } else { TimeZone::system() };
+        findings.text(&zone, &mut lines);
     }
     print(|out| out.write_all(&lines))
 }
