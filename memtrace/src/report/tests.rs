@@ -457,7 +457,7 @@ fn a_stack_is_shown_once_and_no_line_ends_in_a_blank() {
     let deep = |tid: u32| {
         let stack = frames.clone();
         let duration_ns = u64::from(tid) * 1000;
-        Put::Event(Event::Stall(Stall { tid, duration_ns, stack, ..reclaim() }))
+        Put::Event(Event::Stall(Stall { duration_ns, tid, stack, ..reclaim() }))
     };
     let bare = Stall { tid: 4, duration_ns: 4000, stack: Vec::new(), ..reclaim() };
     let puts = vec![deep(1), stall(2, 2, 2000), deep(3), Put::Event(Event::Stall(bare))];
