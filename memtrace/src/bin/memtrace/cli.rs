@@ -12,6 +12,8 @@ use memtrace::{
     trigger::Trigger,
 };
 
+use crate::examples;
+
 /// Names the threads that this host holds up in memory management, for how long, by what and why
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
@@ -29,13 +31,13 @@ pub enum Command {
     Record(Record),
     Report(Report),
     /// Write the man pages into a directory
-    #[command(hide = true)]
     Man {
+        /// Where to write them; it is made where it is missing
         directory: PathBuf,
     },
     /// Print the completions for a shell
-    #[command(hide = true)]
     Completions {
+        /// Which shell
         shell: Shell,
     },
 }
@@ -87,7 +89,7 @@ impl Command {
 /// FREE(KB), free memory of the whole system when the stall began; GFP, the allocation's flags;
 /// CGROUP, the one that the thread is charged to; TARGET, the one that was reclaimed from.
 #[derive(Args, Debug)]
-#[command(after_help = DRSNOOP_EXAMPLES)]
+#[command(after_help = examples::DRSNOOP.help())]
 pub struct Drsnoop {
     /// Only these kinds of reclaim
     #[arg(
@@ -101,20 +103,6 @@ pub struct Drsnoop {
     #[command(flatten)]
     pub common: Common,
 }
-
-const DRSNOOP_EXAMPLES: &str = "\
-Examples:
-  memtrace drsnoop                        every reclaim stall of this host
-  memtrace drsnoop -p 1234 -T             those of process 1234, with the time of day
-  memtrace drsnoop -m 10ms -K             those of at least 10 ms, with kernel stacks
-  memtrace drsnoop -c /system.slice -e    those below a cgroup, with more columns
-  memtrace drsnoop --kind memcg -H 5      histograms by thread, every 5 s
-  memtrace drsnoop -H --by process -d 60  histograms by process of one minute
-  memtrace drsnoop --json | jq .          for programs
-  memtrace drsnoop -K --user-stack --flame stalls.svg -d 60
-                                          where one minute was lost, as a flame graph
-
-Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
 /// Show threads that are held up compacting memory
 ///
@@ -130,7 +118,7 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 /// when it began; SCANNED, pages that the migration and the free scanner looked at; GFP, the
 /// allocation's flags; CGROUP, the one that the thread is charged to.
 #[derive(Args, Debug)]
-#[command(after_help = COMPACTSNOOP_EXAMPLES)]
+#[command(after_help = examples::COMPACTSNOOP.help())]
 pub struct Compactsnoop {
     /// Only for these causes
     #[arg(
@@ -144,16 +132,6 @@ pub struct Compactsnoop {
     #[command(flatten)]
     pub common: Common,
 }
-
-const COMPACTSNOOP_EXAMPLES: &str = "\
-Examples:
-  memtrace compactsnoop                      every compaction on this host
-  memtrace compactsnoop --cause direct -K    those that held an allocation up, with stacks
-  memtrace compactsnoop -e -d 60             with watermarks and fragmentation, for one minute
-  memtrace compactsnoop -H --by cause 10 6   histograms by cause, every 10 s, 6 times
-  memtrace compactsnoop -H --by order --json for programs
-
-Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
 /// Show what threads lose to memory management, by all mechanisms, and what for
 ///
@@ -179,7 +157,7 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 /// At the end it says which kinds were watched and which could not be, and of each process of --pid the
 /// longest stall.
 #[derive(Args, Debug)]
-#[command(after_help = STALLS_EXAMPLES)]
+#[command(after_help = examples::STALLS.help())]
 pub struct Stalls {
     /// Only these kinds of stalls
     #[arg(
@@ -203,18 +181,6 @@ pub struct Stalls {
     pub common: Common,
 }
 
-const STALLS_EXAMPLES: &str = "\
-Examples:
-  memtrace stalls                           every stall of this host
-  memtrace stalls -p 1234 -d 60             those of process 1234, and the longest of them
-  memtrace stalls -m 10ms -e                those of at least 10 ms, with more columns
-  memtrace stalls --kind oom,penalty        OOM kills, and threads slowed down by memory.high
-  memtrace stalls --rounds -K               each round by itself, with its kernel stack
-  memtrace stalls -H --by kind 10           histograms by kind, every 10 s
-  memtrace stalls --json | jq '.parts // empty'  for programs
-
-Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
-
 /// Show threads that are stalled at this moment: in reclaim, in compaction, or asleep for lack of memory
 ///
 /// Looks at all threads twice, --interval apart. The columns: COMM, PID and TID are the thread; KIND is
@@ -230,7 +196,7 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 /// VERDICT, what is to be expected of it, as in stalls; TARGET, the cgroup whose limit asks for it, or the
 /// zone; CGROUP, the one that the thread is charged to; GFP, the allocation's flags.
 #[derive(Args, Debug)]
-#[command(after_help = NOW_EXAMPLES)]
+#[command(after_help = examples::NOW.help())]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
 pub struct Now {
     #[command(flatten)]
@@ -257,16 +223,6 @@ pub struct Now {
     pub verbose: bool,
 }
 
-const NOW_EXAMPLES: &str = "\
-Examples:
-  memtrace now                       who is stalled, by what, and how far it gets
-  memtrace now -K -n postgres        with kernel stacks, threads of that name
-  memtrace now --watch -i 1s         again every second
-  memtrace now -c /system.slice -q   threads below a cgroup, without header
-  memtrace now --json -q | jq .      for programs
-
-Exit status: 0 whether or not a thread is stalled, 1 if that cannot be told, 2 for wrong usage.";
-
 /// Record stalls into a file, to be shown and reported on later, elsewhere
 ///
 /// Every stall with all that is known of it, the names that it takes to read it on another host, and once a
@@ -275,7 +231,7 @@ Exit status: 0 whether or not a thread is stalled, 1 if that cannot be told, 2 f
 ///
 /// `memtrace stalls --from FILE` shows it as if it happened now; drsnoop and compactsnoop show their part.
 #[derive(Args, Debug)]
-#[command(after_help = RECORD_EXAMPLES)]
+#[command(after_help = examples::RECORD.help())]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
 pub struct Record {
     /// Where to record to: a new file, or a recording, which is replaced; with --trigger a directory
@@ -357,18 +313,6 @@ pub struct FlightArgs {
     pub memory: usize,
 }
 
-const RECORD_EXAMPLES: &str = "\
-Examples:
-  memtrace record -o stalls.mtr -d 60           every stall of one minute
-  memtrace record -o stalls.mtr -K -m 10ms      those of at least 10 ms, with kernel stacks
-  memtrace record -o pg.mtr -p 1234             those of process 1234, until Ctrl-C
-  memtrace stalls --from stalls.mtr -e          shows them
-  memtrace drsnoop --from stalls.mtr -H         histograms of its reclaim, by thread
-  memtrace record -o /var/lib/memtrace --trigger 'latency>100ms or oom' --keep 20
-                                                a file whenever it gets bad
-
-Exit status: 0 however the recording ends, 1 if it cannot be made or goes wrong, 2 for wrong usage.";
-
 /// Show what recordings come to: who was stalled, for how long, by what, and what the system was like
 ///
 /// Reads what was recorded on this host or another, earlier or just now. The report has, for all recordings
@@ -379,8 +323,10 @@ Exit status: 0 however the recording ends, 1 if it cannot be made or goes wrong,
 ///
 /// A stall counts as what its longest round was. What is in several files of one tracing counts once. A file that
 /// is damaged in part is read as far as it goes, and standard error says what is missing.
+///
+/// Text is printed unless another output is asked for.
 #[derive(Args, Debug)]
-#[command(after_help = REPORT_EXAMPLES)]
+#[command(after_help = examples::REPORT.help())]
 #[command(group = ArgGroup::new("printed"))]
 #[command(group = ArgGroup::new("written").multiple(true))]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
@@ -432,23 +378,6 @@ impl Report {
             .then_some("--diff compares two recordings: give the one before, and the one after")
     }
 }
-
-const REPORT_EXAMPLES: &str = "\
-Examples:
-  memtrace report stalls.mtr                   what was recorded, as text
-  memtrace report --top 20 a.mtr b.mtr         of two recordings together, with longer lists
-  memtrace report --html report.html *.mtr     a page with charts, and nothing on standard output
-  memtrace report --diff before.mtr after.mtr  what a change has brought
-  memtrace report --json stalls.mtr | jq .worst_second
-                                               for programs
-  memtrace report --csv stalls.mtr > stalls.csv
-                                               every stall, for spreadsheets
-  zstdcat stalls.mtr.zst | memtrace report -   from standard input
-
-Text is printed unless another output is asked for.
-
-Exit status: 0 if every file could be read, at least in part, 1 if one could not, or an output could not
-be written, 2 for wrong usage.";
 
 /// Which threads.
 #[derive(Args, Debug)]
