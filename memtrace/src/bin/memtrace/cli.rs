@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, num::NonZero, path::PathBuf};
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
+use clap::{
+    ArgGroup, Args, Parser, Subcommand, ValueEnum,
+    builder::{PathBufValueParser, PossibleValue, TypedValueParser},
+};
 use clap_complete::Shell;
 use memtrace::{
     histogram::By,
@@ -235,7 +238,7 @@ pub struct Now {
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
 pub struct Record {
     /// Where to record to: a new file, or a recording, which is replaced; with --trigger a directory
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = out_file())]
     pub output: PathBuf,
     /// Most bytes of the file, at least 64K: where there are more, the oldest stalls make room
     #[arg(long, value_name = "SIZE", value_parser = file_size, default_value = "256M",
@@ -356,16 +359,20 @@ pub struct Report {
     #[arg(long, group = "printed", help_heading = OUTPUT)]
     pub folded: bool,
     /// Write a page with charts to FILE, which needs nothing else to be looked at
-    #[arg(long, value_name = "FILE.html", group = "written", help_heading = FILES)]
+    #[arg(long, value_name = "FILE.html", value_parser = out_file(), group = "written",
+        help_heading = FILES)]
     pub html: Option<PathBuf>,
     /// Write a trace to FILE, with a track for each thread, for Perfetto's user interface
-    #[arg(long, value_name = "FILE", group = "written", help_heading = FILES)]
+    #[arg(long, value_name = "FILE", value_parser = out_file(), group = "written",
+        help_heading = FILES)]
     pub perfetto: Option<PathBuf>,
     /// Write a flame graph of the stacks to FILE
-    #[arg(long, value_name = "FILE.svg", group = "written", help_heading = FILES)]
+    #[arg(long, value_name = "FILE.svg", value_parser = out_file(), group = "written",
+        help_heading = FILES)]
     pub flame: Option<PathBuf>,
     /// Write an HdrHistogram log to FILE
-    #[arg(long, value_name = "FILE.hlog", group = "written", help_heading = FILES)]
+    #[arg(long, value_name = "FILE.hlog", value_parser = out_file(), group = "written",
+        help_heading = FILES)]
     pub hlog: Option<PathBuf>,
 }
 
@@ -434,8 +441,8 @@ pub struct Common {
         group = "counted", help_heading = OUTPUT)]
     pub folded: bool,
     /// Write the same as a flame graph to FILE when tracing has ended
-    #[arg(long, value_name = "FILE.svg", conflicts_with = "histogram", group = "counted",
-        help_heading = OUTPUT)]
+    #[arg(long, value_name = "FILE.svg", value_parser = out_file(), conflicts_with = "histogram",
+        group = "counted", help_heading = OUTPUT)]
     pub flame: Option<PathBuf>,
     /// Show histograms of latency: every INTERVAL seconds, else once at the end
     #[arg(short = 'H', long, group = "counted", help_heading = OUTPUT)]
@@ -455,7 +462,7 @@ pub struct Common {
     #[arg(short, long, conflicts_with = "verbose", help_heading = OUTPUT)]
     pub quiet: bool,
     /// Record to FILE what is shown, to be shown again with --from, or reported on
-    #[arg(long, value_name = "FILE", help_heading = RECORDINGS)]
+    #[arg(long, value_name = "FILE", value_parser = out_file(), help_heading = RECORDINGS)]
     pub record: Option<PathBuf>,
     /// Most bytes of the recording, at least 64K: where there are more, the oldest stalls make room
     #[arg(long, value_name = "SIZE", value_parser = file_size, default_value = "256M",
@@ -579,6 +586,19 @@ impl ValueEnum for ByArg {
     }
 }
 
+/// Reads the name of a file that is going to be written. Others take `-` for standard output, which no file of
+/// memtrace's can go to.
+fn out_file() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|name| {
+        if name.as_os_str() == "-" {
+            return Err(
+                "it takes the name of a file, not - for standard output; ./- is a file called -",
+            );
+        }
+        Ok(name)
+    })
+}
+
 /// Reads a duration that has a unit.
 fn with_unit(text: &str) -> Result<std::time::Duration, String> {
     let duration: jiff::SignedDuration = text
@@ -664,6 +684,26 @@ mod tests {
         assert!(record.flight.trigger.is_some_and(|trigger| trigger.needs_psi()));
         assert_eq!(record.output, PathBuf::from("/var/lib/memtrace"));
         assert!(unit.lines().any(|line| line == "StateDirectory=memtrace"));
+    }
+
+    #[test]
+    fn standard_output_is_no_file() {
+        for args in [
+            &["record", "-o", "-"][..],
+            &["stalls", "--record", "-"],
+            &["drsnoop", "--flame", "-"],
+            &["report", "a.mtr", "--html", "-"],
+            &["report", "a.mtr", "--perfetto", "-"],
+            &["report", "a.mtr", "--flame", "-"],
+            &["report", "a.mtr", "--hlog=-"],
+        ] {
+            let error = Cli::try_parse_from([&["memtrace"], args].concat());
+            let error = error.expect_err("it would be a file called -").to_string();
+            assert!(error.contains("it takes the name of a file"), "{args:?}: {error}");
+        }
+        for args in [["record", "-o", "./-"], ["report", "-", "--html=./-"]] {
+            assert!(Cli::try_parse_from(["memtrace"].iter().chain(&args)).is_ok(), "{args:?}");
+        }
     }
 
     #[test]

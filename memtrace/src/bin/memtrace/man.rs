@@ -93,7 +93,7 @@ fn word(arg: &Arg) -> Vec<Inline> {
     let takes = arg.get_num_args().filter(clap::builder::ValueRange::takes_values);
     let Some(takes) = takes else { return option.into_iter().collect() };
     let names = arg.get_value_names().unwrap_or_default();
-    let mut values = names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ");
+    let mut values = names.iter().map(clap::builder::Str::as_str).collect::<Vec<_>>().join(" ");
     if takes.max_values() > names.len() {
         values.push_str("...");
     }
