@@ -394,7 +394,9 @@ fn a_stale_recording_is_replaced_and_nothing_else_is() -> Result<()> {
     fs::write(&other, "dear diary")?;
     assert_refused(&["record", "-o", text(&other)], &["notes.txt", "not a recording"]);
     assert_eq!(fs::read_to_string(&other)?, "dear diary");
-    assert_refused(&["record", "-o", text(dir.path())], &[text(dir.path())]);
+    assert_refused(&["record", "-o", text(dir.path())], &[text(dir.path()), "--trigger"]);
+    let flight = ["record", "-o", text(&other), "--trigger", "oom"];
+    assert_refused(&flight, &["notes.txt", "not a directory", "--trigger"]);
     Ok(())
 }
 

@@ -47,6 +47,11 @@ pub enum ReadError {
     /// It is something else.
     #[error("it is not a recording of memtrace")]
     NotARecording,
+    /// It is compressed, by the command of that name.
+    #[error(
+        "it is not a recording of memtrace, but compressed: decompress it, as with `{0} -dc FILE | memtrace report -`"
+    )]
+    Compressed(&'static str),
     /// It was made by a newer memtrace.
     #[error(
         "it has version {0} of the format, and this memtrace knows version {VERSION}: use the memtrace that made it, or a newer one"
@@ -55,6 +60,18 @@ pub enum ReadError {
     /// Its header makes no sense.
     #[error("its header is damaged, so nothing of it can be read: {0}")]
     Header(&'static str),
+}
+
+/// The command that compressed what begins like this, if one of those that are common did.
+fn compressor(front: &[u8]) -> Option<&'static str> {
+    const KNOWN: [(&[u8], &str); 5] = [
+        (b"\x1f\x8b", "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"BZh", "bzip2"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+    ];
+    KNOWN.iter().find(|(magic, _)| front.starts_with(magic)).map(|(_, command)| *command)
 }
 
 /// The bytes that a file begins with.
@@ -177,7 +194,7 @@ impl Recording {
         let mut front = [0; HEADER];
         let len = read_at_most(&file, &mut front, 0)?;
         if !front.starts_with(&MAGIC) {
-            return Err(ReadError::NotARecording);
+            return Err(compressor(&front).map_or(ReadError::NotARecording, ReadError::Compressed));
         }
         if len < HEADER {
             return Err(ReadError::Header("it is cut"));

@@ -91,6 +91,21 @@ fn ends(bytes: &[u8]) -> Vec<usize> {
 }
 
 #[test]
+fn what_is_compressed_is_said_to_be() {
+    for (front, command) in [
+        (&b"\x1f\x8b\x08"[..], "gzip"),
+        (b"\x28\xb5\x2f\xfd\x04", "zstd"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"BZh9", "bzip2"),
+        (b"\x04\x22\x4d\x18\x64", "lz4"),
+    ] {
+        let error = Recording::open(file(front)).expect_err("it is none").to_string();
+        let remedy = format!("`{command} -dc FILE | memtrace report -`");
+        assert!(error.contains(&remedy), "{error}");
+    }
+}
+
+#[test]
 fn a_file_that_is_cut_has_what_came_before() {
     let bytes = whole(&Meta::default(), &small());
     let ends = ends(&bytes);

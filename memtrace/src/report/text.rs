@@ -9,10 +9,17 @@ use super::rows::{Cgroup, Host, KillRow, LongRow, Recorded, Stats, WhoRow, at};
 use crate::recording::Counts;
 use crate::text::Printable;
 use crate::view::line::Line;
+use crate::view::parts;
 use crate::view::words::{CgroupName, OrDash, Span};
 
 /// Columns that lines of many words are broken at.
 const WIDTH: usize = 98;
+
+/// One of how many parts of the time, waited for a CPU, is worth a word.
+const MUCH_WAITING: u64 = 5;
+/// What that word is.
+const SHORT_OF_CPU: &str =
+    "waiting for a CPU: CPUs were short then, or a cgroup's cpu.max reached, not memory";
 
 /// The columns in front of every name.
 const STATS: &str = "    TOTAL     %    COUNT       P50       P99       MAX";
@@ -61,14 +68,18 @@ impl<'a> Text<'a> {
         let Findings { recordings, since, time, duration_ns, .. } = self.findings;
         for recorded in recordings {
             let Recorded { file, host, kernel, cpus, memtrace, what, .. } = recorded;
-            let text = |text: &str| Printable(text.as_bytes()).to_string();
             let s = if *cpus == 1 { "" } else { "s" };
-            writeln!(self.out, "{}: {}", Printable(file), text(what))?;
-            write!(self.out, "  on {}, Linux {}, {cpus} CPU{s}, ", text(&host.host), text(kernel))?;
-            writeln!(self.out, "by memtrace {}", text(memtrace))?;
+            writeln!(self.out, "{}: {}", Printable(file), printable(what))?;
+            write!(
+                self.out,
+                "  on {}, Linux {}, {cpus} CPU{s}, ",
+                printable(&host.host),
+                printable(kernel)
+            )?;
+            writeln!(self.out, "by memtrace {}", printable(memtrace))?;
         }
         if let (Some(since), Some(time)) = (since, time) {
-            let (since, time) = (self.time(*since, 0), self.time(*time, 0));
+            let (since, time) = (self.time_and_offset(*since), self.time_and_offset(*time));
             write!(self.out, "From {since} to {time}, ")?;
         }
         writeln!(self.out, "{} recorded", Span((*duration_ns).into()))
@@ -128,13 +139,12 @@ impl<'a> Text<'a> {
             self.stats(&row.stats).left(0, &*name).end();
         }
         self.others(self.findings.other_cgroups);
-        self.title("Reclaimed from", targets.len(), *nr_targets, " TARGET")?;
-        for row in targets {
-            let name = match row.global {
-                Some(true) => "the host".to_owned(),
-                Some(false) => name_and_owner(&row.cgroup),
-                None => "-".to_owned(),
-            };
+        // Without those of stalls that reclaimed from nothing.
+        let known: Vec<_> = targets.iter().filter_map(|row| Some((row, row.global?))).collect();
+        let all = nr_targets.saturating_sub(targets.len() - known.len());
+        self.title("Reclaimed from", known.len(), all, " TARGET")?;
+        for (row, global) in known {
+            let name = if global { "the host".to_owned() } else { name_and_owner(&row.cgroup) };
             let name = format!("{name}{}", self.host(&row.host));
             self.stats(&row.stats).left(0, &*name).end();
         }
@@ -152,14 +162,13 @@ impl<'a> Text<'a> {
         for row in orders {
             self.stats(&row.stats).left(0, row.order).end();
         }
-        if zones.iter().all(|row| row.zone.is_none()) {
-            return Ok(());
-        }
-        self.title("Zones that were compacted", zones.len(), zones.len(), " ZONE")?;
-        for row in zones {
-            let name = row.zone.as_ref().map(|zone| Printable(zone.as_bytes()));
-            let name = name.map(|name| format!("{}/{name}", OrDash(row.node)));
-            self.stats(&row.stats).left(0, name.as_deref()).end();
+        // Likewise without those of stalls that compacted nothing.
+        let known: Vec<_> =
+            zones.iter().filter_map(|row| Some((row, row.zone.as_ref()?))).collect();
+        self.title("Zones that were compacted", known.len(), known.len(), " ZONE")?;
+        for (row, zone) in known {
+            let name = format!("{}/{}", OrDash(row.node), Printable(zone.as_bytes()));
+            self.stats(&row.stats).left(0, &*name).end();
         }
         Ok(())
     }
@@ -176,6 +185,12 @@ impl<'a> Text<'a> {
             line.right(9, &*total).right(5, &*share(*ns, whole));
             line.left(0, Printable(name.as_bytes())).end();
         }
+        let waiting = parts.iter().find(|(name, _)| name == parts::WAITING);
+        let waiting_ns = waiting.map_or(0, |(_, ns)| *ns);
+        if waiting_ns > whole / MUCH_WAITING {
+            let share = share(waiting_ns, whole);
+            writeln!(self.out, "  {share} % of it was {SHORT_OF_CPU}")?;
+        }
         Ok(())
     }
 
@@ -185,15 +200,20 @@ impl<'a> Text<'a> {
             return Ok(());
         }
         writeln!(self.out, "\nLongest stalls")?;
-        for LongRow { long, host, cgroup, target } in longest {
+        let stacks: Vec<_> =
+            longest.iter().map(|LongRow { long, .. }| [&*long.stack, &*long.user_stack]).collect();
+        for (at, LongRow { long, host, cgroup, target }) in longest.iter().enumerate() {
             let thread = &long.thread;
             let span = Span(long.duration_ns.into()).to_string();
             let (time, kind, order) =
                 (self.time(long.at_ns, 3), long.kind.name(), OrDash(long.order));
-            write!(self.out, "{span:>9}  {time}  {kind} order {order}, ")?;
+            write!(self.out, "{:>3}. {span:>9}  {time}  {kind} order {order}, ", at + 1)?;
             write!(self.out, "pid {} tid {} {}", thread.pid, thread.tid, thread.comm)?;
             writeln!(self.out, "{}", self.host(host))?;
-            let mut facts = vec![format!("{} pages reclaimed", long.nr_reclaimed)];
+            let mut facts = Vec::new();
+            if long.nr_reclaimed != 0 || long.kind.reclaim_name().is_some() {
+                facts.push(format!("{} pages reclaimed", long.nr_reclaimed));
+            }
             facts.extend(cgroup.id.map(|_| format!("paid by {}", payer(cgroup))));
             facts.extend(target.id.map(|_| format!("from {}", payer(target))));
             facts.extend(
@@ -206,12 +226,15 @@ impl<'a> Text<'a> {
             let parts = parts
                 .map(|(name, ns)| format!("{} {}", Printable(name.as_bytes()), Span((*ns).into())));
             self.list("", &parts.collect::<Vec<_>>())?;
-            let shown = |frames: &[String]| {
-                let shown = frames.iter().map(|frame| Printable(frame.as_bytes()).to_string());
-                shown.collect::<Vec<_>>()
-            };
-            self.list("kernel: ", &shown(&long.stack))?;
-            self.list("user: ", &shown(&long.user_stack))?;
+            for (which, name) in ["kernel: ", "user: "].into_iter().enumerate() {
+                let stack = stacks[at][which];
+                let first = stacks.iter().position(|stacks| stacks[which] == stack);
+                let shown = match first.filter(|first| *first != at && !stack.is_empty()) {
+                    Some(first) => vec![format!("as of {}.", first + 1)],
+                    None => stack.iter().map(|frame| printable(frame)).collect(),
+                };
+                self.list(name, &shown)?;
+            }
         }
         Ok(())
     }
@@ -356,16 +379,19 @@ impl<'a> Text<'a> {
         write!(self.out, "    {name}")?;
         let mut column = 4 + name.len();
         for (number, word) in words.iter().enumerate() {
+            // With the blank before it and the comma behind.
             let width = word.len() + 2;
-            if number != 0 && column + width > WIDTH {
-                write!(self.out, "\n      ")?;
-                column = 6;
+            if number != 0 {
+                let is_full = column + width > WIDTH;
+                write!(self.out, "{}", if is_full { ",\n      " } else { ", " })?;
+                if is_full {
+                    column = 6;
+                }
             }
-            let comma = if number + 1 == words.len() { "\n" } else { ", " };
-            write!(self.out, "{word}{comma}")?;
+            write!(self.out, "{word}")?;
             column += width;
         }
-        Ok(())
+        writeln!(self.out)
     }
 
     /// ` on HOST` where there are several.
@@ -374,12 +400,23 @@ impl<'a> Text<'a> {
         if self.hosts { format!(" on {host}") } else { String::new() }
     }
 
+    /// Date and time, and how far that is from UTC.
+    fn time_and_offset(&self, since_1970_ns: i64) -> String {
+        let time = at(since_1970_ns).to_zoned(self.zone.clone());
+        time.strftime("%F %T %:z").to_string()
+    }
+
     /// Date and time with so many decimals of its seconds.
     pub(super) fn time(&self, since_1970_ns: i64, decimals: usize) -> String {
         let time = self.zone.to_datetime(at(since_1970_ns));
         let format = if decimals == 0 { "%F %T" } else { "%F %T%.3f" };
         time.strftime(format).to_string()
     }
+}
+
+/// A text without anything that a terminal would obey.
+fn printable(text: &str) -> String {
+    Printable(text.as_bytes()).to_string()
 }
 
 /// The share of a whole, in percent.

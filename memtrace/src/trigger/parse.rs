@@ -49,6 +49,9 @@ pub enum TriggerError {
         "`{0}` has no window: give a duration from 100ms to 1h in parentheses, as in p99(10s)>20ms"
     )]
     Window(String),
+    /// A window that is too short or too long, with which of them it is.
+    #[error("the window of `{0}` is too {1}: give a duration from 100ms to 1h")]
+    WindowLength(String, &'static str),
     /// Not a rate.
     #[error("`{0}` is not a rate: give a whole number a second or a minute, as 1000/s or 50/m")]
     Rate(String),
@@ -182,9 +185,13 @@ fn percentile(name: &str) -> Result<(Percentile, u64), TriggerError> {
     let percentile = fixed(which[1..].trim_start(), 3).filter(|of| (1..100_000).contains(of));
     let percentile = percentile.ok_or_else(|| TriggerError::Percentile(quoted(which)))?;
     let window = window.strip_suffix(')').and_then(|window| duration(window.trim()));
-    let window = window.filter(|window| WINDOWS.contains(window)).and_then(ns);
     let window = window.ok_or_else(|| TriggerError::Window(quoted(name)))?;
-    Ok((Percentile(percentile), window))
+    if !WINDOWS.contains(&window) {
+        let which = if window < *WINDOWS.start() { "short" } else { "long" };
+        return Err(TriggerError::WindowLength(quoted(name), which));
+    }
+    let window_ns = ns(window).ok_or_else(|| TriggerError::Window(quoted(name)))?;
+    Ok((Percentile(percentile), window_ns))
 }
 
 /// Such as `1000/s`.
@@ -335,8 +342,8 @@ mod tests {
             ("p9.(10s)>1ms", "`p9.`", "percentile"),
             ("p99>1ms", "`p99` has no window", "p99(10s)"),
             ("p99(10)>1ms", "`p99(10)`", "100ms to 1h"),
-            ("p99(1ms)>1ms", "`p99(1ms)`", "100ms to 1h"),
-            ("p99(2h)>1ms", "`p99(2h)`", "100ms to 1h"),
+            ("p99(1ms)>1ms", "the window of `p99(1ms)` is too short", "100ms to 1h"),
+            ("p99(2h)>1ms", "the window of `p99(2h)` is too long", "100ms to 1h"),
             ("p99(10s>1ms", "`p99(10s`", "parentheses"),
             ("rate>1000", "`1000` is not a rate", "1000/s"),
             ("rate>1000/h", "`1000/h`", "50/m"),

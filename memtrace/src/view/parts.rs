@@ -5,6 +5,9 @@ use std::borrow::Cow;
 use crate::names::{EnumNames, Names};
 use crate::scope::Part;
 
+/// The name of the time in which a thread could run and waited for a CPU.
+pub const WAITING: &str = "waiting";
+
 /// The name of a part in text and in JSON: `scan`, `shrink:FUNCTION`, `throttled:REASON`, ...
 pub fn name(part: Part, names: &mut Names) -> Cow<'static, str> {
     let Names { symbols, throttles, .. } = names;
@@ -28,7 +31,7 @@ pub fn name_by(
         Part::Pfmemalloc => "throttled:pfmemalloc".into(),
         Part::Compaction => "compaction".into(),
         Part::Blocked => "blocked".into(),
-        Part::Waiting => "waiting".into(),
+        Part::Waiting => WAITING.into(),
         Part::Other => "other".into(),
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, num::NonZero, path::PathBuf};
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
+use clap::{
+    ArgGroup, Args, Parser, Subcommand, ValueEnum,
+    builder::{PathBufValueParser, PossibleValue, TypedValueParser},
+};
 use clap_complete::Shell;
 use memtrace::{
     histogram::By,
@@ -11,6 +14,8 @@ use memtrace::{
     stall::{Cause, ReclaimKind},
     trigger::Trigger,
 };
+
+use crate::examples;
 
 /// Names the threads that this host holds up in memory management, for how long, by what and why
 #[derive(Debug, Parser)]
@@ -29,13 +34,13 @@ pub enum Command {
     Record(Record),
     Report(Report),
     /// Write the man pages into a directory
-    #[command(hide = true)]
     Man {
+        /// Where to write them; it is made where it is missing
         directory: PathBuf,
     },
     /// Print the completions for a shell
-    #[command(hide = true)]
     Completions {
+        /// Which shell
         shell: Shell,
     },
 }
@@ -87,7 +92,7 @@ impl Command {
 /// FREE(KB), free memory of the whole system when the stall began; GFP, the allocation's flags;
 /// CGROUP, the one that the thread is charged to; TARGET, the one that was reclaimed from.
 #[derive(Args, Debug)]
-#[command(after_help = DRSNOOP_EXAMPLES)]
+#[command(after_help = examples::DRSNOOP.help())]
 pub struct Drsnoop {
     /// Only these kinds of reclaim
     #[arg(
@@ -101,20 +106,6 @@ pub struct Drsnoop {
     #[command(flatten)]
     pub common: Common,
 }
-
-const DRSNOOP_EXAMPLES: &str = "\
-Examples:
-  memtrace drsnoop                        every reclaim stall of this host
-  memtrace drsnoop -p 1234 -T             those of process 1234, with the time of day
-  memtrace drsnoop -m 10ms -K             those of at least 10 ms, with kernel stacks
-  memtrace drsnoop -c /system.slice -e    those below a cgroup, with more columns
-  memtrace drsnoop --kind memcg -H 5      histograms by thread, every 5 s
-  memtrace drsnoop -H --by process -d 60  histograms by process of one minute
-  memtrace drsnoop --json | jq .          for programs
-  memtrace drsnoop -K --user-stack --flame stalls.svg -d 60
-                                          where one minute was lost, as a flame graph
-
-Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
 /// Show threads that are held up compacting memory
 ///
@@ -130,7 +121,7 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 /// when it began; SCANNED, pages that the migration and the free scanner looked at; GFP, the
 /// allocation's flags; CGROUP, the one that the thread is charged to.
 #[derive(Args, Debug)]
-#[command(after_help = COMPACTSNOOP_EXAMPLES)]
+#[command(after_help = examples::COMPACTSNOOP.help())]
 pub struct Compactsnoop {
     /// Only for these causes
     #[arg(
@@ -144,16 +135,6 @@ pub struct Compactsnoop {
     #[command(flatten)]
     pub common: Common,
 }
-
-const COMPACTSNOOP_EXAMPLES: &str = "\
-Examples:
-  memtrace compactsnoop                      every compaction on this host
-  memtrace compactsnoop --cause direct -K    those that held an allocation up, with stacks
-  memtrace compactsnoop -e -d 60             with watermarks and fragmentation, for one minute
-  memtrace compactsnoop -H --by cause 10 6   histograms by cause, every 10 s, 6 times
-  memtrace compactsnoop -H --by order --json for programs
-
-Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
 
 /// Show what threads lose to memory management, by all mechanisms, and what for
 ///
@@ -179,7 +160,7 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 /// At the end it says which kinds were watched and which could not be, and of each process of --pid the
 /// longest stall.
 #[derive(Args, Debug)]
-#[command(after_help = STALLS_EXAMPLES)]
+#[command(after_help = examples::STALLS.help())]
 pub struct Stalls {
     /// Only these kinds of stalls
     #[arg(
@@ -203,18 +184,6 @@ pub struct Stalls {
     pub common: Common,
 }
 
-const STALLS_EXAMPLES: &str = "\
-Examples:
-  memtrace stalls                           every stall of this host
-  memtrace stalls -p 1234 -d 60             those of process 1234, and the longest of them
-  memtrace stalls -m 10ms -e                those of at least 10 ms, with more columns
-  memtrace stalls --kind oom,penalty        OOM kills, and threads slowed down by memory.high
-  memtrace stalls --rounds -K               each round by itself, with its kernel stack
-  memtrace stalls -H --by kind 10           histograms by kind, every 10 s
-  memtrace stalls --json | jq '.parts // empty'  for programs
-
-Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage.";
-
 /// Show threads that are stalled at this moment: in reclaim, in compaction, or asleep for lack of memory
 ///
 /// Looks at all threads twice, --interval apart. The columns: COMM, PID and TID are the thread; KIND is
@@ -230,7 +199,7 @@ Exit status: 0 however the trace ends, 1 if it cannot be made, 2 for wrong usage
 /// VERDICT, what is to be expected of it, as in stalls; TARGET, the cgroup whose limit asks for it, or the
 /// zone; CGROUP, the one that the thread is charged to; GFP, the allocation's flags.
 #[derive(Args, Debug)]
-#[command(after_help = NOW_EXAMPLES)]
+#[command(after_help = examples::NOW.help())]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
 pub struct Now {
     #[command(flatten)]
@@ -257,16 +226,6 @@ pub struct Now {
     pub verbose: bool,
 }
 
-const NOW_EXAMPLES: &str = "\
-Examples:
-  memtrace now                       who is stalled, by what, and how far it gets
-  memtrace now -K -n postgres        with kernel stacks, threads of that name
-  memtrace now --watch -i 1s         again every second
-  memtrace now -c /system.slice -q   threads below a cgroup, without header
-  memtrace now --json -q | jq .      for programs
-
-Exit status: 0 whether or not a thread is stalled, 1 if that cannot be told, 2 for wrong usage.";
-
 /// Record stalls into a file, to be shown and reported on later, elsewhere
 ///
 /// Every stall with all that is known of it, the names that it takes to read it on another host, and once a
@@ -275,11 +234,11 @@ Exit status: 0 whether or not a thread is stalled, 1 if that cannot be told, 2 f
 ///
 /// `memtrace stalls --from FILE` shows it as if it happened now; drsnoop and compactsnoop show their part.
 #[derive(Args, Debug)]
-#[command(after_help = RECORD_EXAMPLES)]
+#[command(after_help = examples::RECORD.help())]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
 pub struct Record {
     /// Where to record to: a new file, or a recording of yours, which is replaced; with --trigger a directory
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = out_file())]
     pub output: PathBuf,
     /// Most bytes of the file, at least 64K: where there are more, the oldest stalls make room
     #[arg(long, value_name = "SIZE", value_parser = file_size, default_value = "256M",
@@ -358,18 +317,6 @@ pub struct FlightArgs {
     pub memory: usize,
 }
 
-const RECORD_EXAMPLES: &str = "\
-Examples:
-  memtrace record -o stalls.mtr -d 60           every stall of one minute
-  memtrace record -o stalls.mtr -K -m 10ms      those of at least 10 ms, with kernel stacks
-  memtrace record -o pg.mtr -p 1234             those of process 1234, until Ctrl-C
-  memtrace stalls --from stalls.mtr -e          shows them
-  memtrace drsnoop --from stalls.mtr -H         histograms of its reclaim, by thread
-  memtrace record -o /var/lib/memtrace --trigger 'latency>100ms or oom' --keep 20
-                                                a file whenever it gets bad
-
-Exit status: 0 however the recording ends, 1 if it cannot be made or goes wrong, 2 for wrong usage.";
-
 /// Show what recordings come to: who was stalled, for how long, by what, and what the system was like
 ///
 /// Reads what was recorded on this host or another, earlier or just now. The report has, for all recordings
@@ -381,10 +328,12 @@ Exit status: 0 however the recording ends, 1 if it cannot be made or goes wrong,
 /// A stall counts as what its longest round was. What is in several files of one tracing counts once. A file that
 /// is damaged in part is read as far as it goes, and standard error says what is missing.
 ///
+/// Text is printed unless another output is asked for.
+///
 /// Files that are written have mode 0600, as recordings have, or that of the file whose place they take, if it is yours.
 /// A symbolic link is refused.
 #[derive(Args, Debug)]
-#[command(after_help = REPORT_EXAMPLES)]
+#[command(after_help = examples::REPORT.help())]
 #[command(group = ArgGroup::new("printed"))]
 #[command(group = ArgGroup::new("written").multiple(true))]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own to the user")]
@@ -401,6 +350,9 @@ pub struct Report {
     #[arg(long, conflicts_with_all = ["csv", "folded", "written"])]
     pub diff: bool,
 
+    /// Show times in UTC, as all other outputs do, instead of local time
+    #[arg(long, help_heading = OUTPUT)]
+    pub utc: bool,
     /// Print one JSON object with all of it
     #[arg(long, group = "printed", help_heading = OUTPUT)]
     pub json: bool,
@@ -411,16 +363,20 @@ pub struct Report {
     #[arg(long, group = "printed", help_heading = OUTPUT)]
     pub folded: bool,
     /// Write a page with charts to FILE, which needs nothing else to be looked at
-    #[arg(long, value_name = "FILE.html", group = "written", help_heading = FILES)]
+    #[arg(long, value_name = "FILE.html", value_parser = out_file(), group = "written",
+        help_heading = FILES)]
     pub html: Option<PathBuf>,
     /// Write a trace to FILE, with a track for each thread, for Perfetto's user interface
-    #[arg(long, value_name = "FILE", group = "written", help_heading = FILES)]
+    #[arg(long, value_name = "FILE", value_parser = out_file(), group = "written",
+        help_heading = FILES)]
     pub perfetto: Option<PathBuf>,
     /// Write a flame graph of the stacks to FILE
-    #[arg(long, value_name = "FILE.svg", group = "written", help_heading = FILES)]
+    #[arg(long, value_name = "FILE.svg", value_parser = out_file(), group = "written",
+        help_heading = FILES)]
     pub flame: Option<PathBuf>,
     /// Write an HdrHistogram log to FILE
-    #[arg(long, value_name = "FILE.hlog", group = "written", help_heading = FILES)]
+    #[arg(long, value_name = "FILE.hlog", value_parser = out_file(), group = "written",
+        help_heading = FILES)]
     pub hlog: Option<PathBuf>,
 }
 
@@ -433,23 +389,6 @@ impl Report {
             .then_some("--diff compares two recordings: give the one before, and the one after")
     }
 }
-
-const REPORT_EXAMPLES: &str = "\
-Examples:
-  memtrace report stalls.mtr                   what was recorded, as text
-  memtrace report --top 20 a.mtr b.mtr         of two recordings together, with longer lists
-  memtrace report --html report.html *.mtr     a page with charts, and nothing on standard output
-  memtrace report --diff before.mtr after.mtr  what a change has brought
-  memtrace report --json stalls.mtr | jq .worst_second
-                                               for programs
-  memtrace report --csv stalls.mtr > stalls.csv
-                                               every stall, for spreadsheets
-  zstdcat stalls.mtr.zst | memtrace report -   from standard input
-
-Text is printed unless another output is asked for.
-
-Exit status: 0 if every file could be read, at least in part, 1 if one could not, or an output could not
-be written, 2 for wrong usage.";
 
 /// Which threads.
 #[derive(Args, Debug)]
@@ -506,8 +445,8 @@ pub struct Common {
         group = "counted", help_heading = OUTPUT)]
     pub folded: bool,
     /// Write the same as a flame graph to FILE when tracing has ended, with mode 0600 unless it is there
-    #[arg(long, value_name = "FILE.svg", conflicts_with = "histogram", group = "counted",
-        help_heading = OUTPUT)]
+    #[arg(long, value_name = "FILE.svg", value_parser = out_file(), conflicts_with = "histogram",
+        group = "counted", help_heading = OUTPUT)]
     pub flame: Option<PathBuf>,
     /// Show histograms of latency: every INTERVAL seconds, else once at the end
     #[arg(short = 'H', long, group = "counted", help_heading = OUTPUT)]
@@ -527,7 +466,7 @@ pub struct Common {
     #[arg(short, long, conflicts_with = "verbose", help_heading = OUTPUT)]
     pub quiet: bool,
     /// Record to FILE what is shown, to be shown again with --from, or reported on
-    #[arg(long, value_name = "FILE", help_heading = RECORDINGS)]
+    #[arg(long, value_name = "FILE", value_parser = out_file(), help_heading = RECORDINGS)]
     pub record: Option<PathBuf>,
     /// Most bytes of the recording, at least 64K: where there are more, the oldest stalls make room
     #[arg(long, value_name = "SIZE", value_parser = file_size, default_value = "256M",
@@ -651,6 +590,19 @@ impl ValueEnum for ByArg {
     }
 }
 
+/// Reads the name of a file that is going to be written. Others take `-` for standard output, which no file of
+/// memtrace's can go to.
+fn out_file() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|name| {
+        if name.as_os_str() == "-" {
+            return Err(
+                "it takes the name of a file, not - for standard output; ./- is a file called -",
+            );
+        }
+        Ok(name)
+    })
+}
+
 /// Reads a duration that has a unit.
 fn with_unit(text: &str) -> Result<std::time::Duration, String> {
     let duration: jiff::SignedDuration = text
@@ -736,6 +688,26 @@ mod tests {
         assert!(record.flight.trigger.is_some_and(|trigger| trigger.needs_psi()));
         assert_eq!(record.output, PathBuf::from("/var/lib/memtrace"));
         assert!(unit.lines().any(|line| line == "StateDirectory=memtrace"));
+    }
+
+    #[test]
+    fn standard_output_is_no_file() {
+        for args in [
+            &["record", "-o", "-"][..],
+            &["stalls", "--record", "-"],
+            &["drsnoop", "--flame", "-"],
+            &["report", "a.mtr", "--html", "-"],
+            &["report", "a.mtr", "--perfetto", "-"],
+            &["report", "a.mtr", "--flame", "-"],
+            &["report", "a.mtr", "--hlog=-"],
+        ] {
+            let error = Cli::try_parse_from([&["memtrace"], args].concat());
+            let error = error.expect_err("it would be a file called -").to_string();
+            assert!(error.contains("it takes the name of a file"), "{args:?}: {error}");
+        }
+        for args in [["record", "-o", "./-"], ["report", "-", "--html=./-"]] {
+            assert!(Cli::try_parse_from(["memtrace"].iter().chain(&args)).is_ok(), "{args:?}");
+        }
     }
 
     #[test]

@@ -1,18 +1,20 @@
 //! The command line of memtrace.
 //!
-//! `cli` is what can be typed, `config` what it means, `trace` and `now` do it, with a `helper` for the
-//! names in stacks and a file for `flame` graphs; `report` reads what was recorded; `limits`, `protect` and `privileges` see to it that memtrace
-//! can run, keeps running, and harms no one.
+//! `cli` is what can be typed, with `examples` and `man` pages, `config` what it means, `trace` and `now` do it, with a
+//! `helper` for the names in stacks and a file for `flame` graphs; `report` reads what was recorded; `limits`, `protect`
+//! and `privileges` see to it that memtrace can run, keeps running, and harms no one.
 
 mod bar;
 mod cli;
 mod config;
 mod episodes;
+mod examples;
 mod file;
 mod flame;
 mod flight;
 mod helper;
 mod limits;
+mod man;
 mod now;
 mod output;
 mod privileges;
@@ -24,7 +26,7 @@ mod show;
 mod tape;
 mod trace;
 
-use std::{fs, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Error, Result};
 use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
@@ -69,8 +71,7 @@ fn run(command: Command) -> Result<()> {
         Command::Now(args) => now::run(&args),
         Command::Record(args) => record::run(&RecordConfig::new(&args)?),
         Command::Report(args) => report::run(&args),
-        Command::Man { directory } => fs::create_dir_all(&directory)
-            .and_then(|()| clap_mangen::generate_to(Cli::command(), &directory))
+        Command::Man { directory } => man::write(Cli::command(), &directory)
             .with_context(|| format!("cannot write man pages into `{}`", directory.display())),
         Command::Completions { shell } => {
             let mut output = Output::new();

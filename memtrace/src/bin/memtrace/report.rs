@@ -104,7 +104,8 @@ fn findings(args: &Report, sources: &Sources<'_>, names: &[Vec<u8>]) -> Result<(
     if args.json {
         findings.json(&mut lines);
     } else {
-        findings.text(&TimeZone::system(), &mut lines);
+        let zone = if args.utc { TimeZone::UTC } else { TimeZone::system() };
+        findings.text(&zone, &mut lines);
     }
     print(|out| out.write_all(&lines))
 }

@@ -99,7 +99,10 @@ fn open_new(path: &Path) -> Result<File> {
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
             bail!("it is a symbolic link; give the name of what it leads to");
         }
-        file => file?,
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => bail!(
+            "it is a directory: give the name of a file; only `memtrace record --trigger` takes a directory"
+        ),
+        opened => opened?,
     };
     let metadata = file.metadata()?;
     if !metadata.is_file() {

@@ -71,7 +71,7 @@ fn left(file: &File) -> io::Result<Left> {
                 MAGIC.starts_with(&front[..len]) || front[..len].iter().all(|it| *it == 0);
             Ok(if is_begun { Left::Nothing } else { Left::Other })
         }
-        Err(ReadError::Newer(_) | ReadError::Io(_)) => Ok(Left::Other),
+        Err(ReadError::Newer(_) | ReadError::Compressed(_) | ReadError::Io(_)) => Ok(Left::Other),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     path::{self, Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 use rustix::{
     fs::{
@@ -52,8 +52,11 @@ pub struct Part {
 impl Directory {
     /// Makes it where it is missing, and finds out whether it can be written to.
     pub fn prepare(name: &Path) -> Result<Self> {
-        Self::open(name)
-            .with_context(|| format!("cannot write recordings into `{}`", name.display()))
+        let what = || format!("cannot write recordings into `{}`", name.display());
+        if fs::metadata(name).is_ok_and(|metadata| !metadata.is_dir()) {
+            bail!("{}: it is not a directory, as -o has to be with --trigger", what());
+        }
+        Self::open(name).with_context(what)
     }
 
     fn open(name: &Path) -> io::Result<Self> {
@@ -324,6 +327,11 @@ mod tests {
             let error = Directory::prepare(name).expect_err("it cannot be");
             assert!(error.to_string().contains("cannot write recordings into `"), "{error}");
         }
+        let error = Directory::prepare(&file).expect_err("it is a file").to_string();
+        assert!(
+            error.ends_with("it is not a directory, as -o has to be with --trigger"),
+            "{error}"
+        );
         Ok(())
     }
 

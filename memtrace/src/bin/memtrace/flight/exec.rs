@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -65,7 +65,10 @@ impl Exec {
         match child.try_wait() {
             Ok(None) => return,
             Ok(Some(status)) if status.success() => {}
-            Ok(Some(status)) => say(format_args!("memtrace: --exec with `{file}` ended: {status}")),
+            Ok(Some(status)) => {
+                let failed = failed(status);
+                say(format_args!("memtrace: --exec with `{file}` {failed}"));
+            }
             Err(error) => say(format_args!("memtrace: cannot wait for --exec: {error}")),
         }
         self.running = None;
@@ -96,9 +99,17 @@ impl Exec {
     }
 }
 
+/// What has become of it where that is no success.
+fn failed(status: ExitStatus) -> String {
+    match status.code() {
+        Some(code) => format!("failed with exit status {code}"),
+        None => format!("was ended by a {status}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::unix::process::ExitStatusExt as _};
 
     use super::*;
 
@@ -144,6 +155,15 @@ mod tests {
         fs::write(go, "").expect("it can be written");
         end(&mut exec);
         assert_eq!(files.map(|file| file.exists()), [true, false]);
+    }
+
+    #[test]
+    fn how_it_failed_is_said_in_words() {
+        for (raw, said) in
+            [(3 << 8, "failed with exit status 3"), (9, "was ended by a signal: 9 (SIGKILL)")]
+        {
+            assert_eq!(failed(ExitStatus::from_raw(raw)), said);
+        }
     }
 
     #[test]
