@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use rustix::process::Signal;
 use serde_json::Value;
 use tests::{
     cgroup::Cgroup,
@@ -142,6 +143,36 @@ fn each_file_runs_a_command_and_the_oldest_give_way() -> Result<()> {
     }
     let newest = files.last().context("a file")?;
     assert!(log.contains(text(newest)), "{log}");
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_one_has_left_is_completed() -> Result<()> {
+    let dir = TempDir::new()?;
+    let (_cgroup, mut load) = churn()?;
+    let args = ["record", "-o", text(dir.path()), "--trigger", "latency>1us", "--after", "1h"];
+    let killed = Memtrace::start(&args);
+    let part = || {
+        let mut entries = fs::read_dir(dir.path()).ok()?.flatten().map(|entry| entry.path());
+        let part = entries.find(|path| path.extension().is_some_and(|it| it == "part"))?;
+        (fs::metadata(&part).ok()?.len() > 1 << 16).then_some(part)
+    };
+    load.work_until("blocks", || part().is_some())?;
+    // One that starts beside it leaves it alone.
+    let beside = recorder(dir.path(), "latency>1h", &[]);
+    beside.stop().assert_success();
+    assert!(part().is_some() && files(dir.path()).is_empty());
+    killed.signal(Signal::KILL);
+    assert!(!killed.wait().status.success());
+    load.stop()?;
+    let next = recorder(dir.path(), "latency>1h", &[]).stop();
+    next.assert_success();
+    let [file] = &files(dir.path())[..] else { panic!("{:?}", files(dir.path())) };
+    assert!(next.stderr.contains(&format!("`{}` completed", file.display())), "{}", next.stderr);
+    let shown = Finished::of(&mut command(&["stalls", "--from", text(file), "--rounds"]));
+    shown.assert_success();
+    assert!(shown.summary().stalls > 0 && shown.stderr.contains("it has no end"));
+    assert!(part().is_none());
     Ok(())
 }
 
