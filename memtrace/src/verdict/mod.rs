@@ -47,7 +47,7 @@ mod threshold {
     pub const UNWRITTEN: u64 = 500;
     /// Share of the time, of 1,000, that is slept for one reason.
     pub const THROTTLED: u64 = 300;
-    /// Share of pages, of 1,000 reclaimed, that are read back.
+    /// File pages that are read back for each 1,000 reclaimed.
     pub const REFAULTS: u64 = 500;
     /// Fewer refaults prove nothing.
     pub const FEWEST_REFAULTS: u64 = 256;
@@ -184,7 +184,7 @@ impl Evidence {
         self.stalled_ns / self.rounds.max(1)
     }
 
-    /// File pages read back of 1,000 reclaimed in the latest seconds; none where that is not known.
+    /// File pages read back for each 1,000 reclaimed, of which there may be more, in the latest seconds; none where that is not known.
     #[must_use]
     pub fn refaulted_per_1000(&self) -> Option<u64> {
         self.refaults.map(|Refaults { refaulted, reclaimed }| permille(refaulted, reclaimed))
@@ -303,7 +303,7 @@ impl Serialize for Verdict {
     }
 }
 
-/// How many of 1,000 of `whole` are `part`; all of them where there is no whole.
+/// How many of 1,000 of `whole` are `part`; where there is no whole, as if there were one.
 fn permille(part: u64, whole: u64) -> u64 {
     let permille = u128::from(part) * 1000 / u128::from(whole.max(1));
     u64::try_from(permille).unwrap_or(u64::MAX)

@@ -151,7 +151,7 @@ impl StallRows {
             write!(out, "; {reclaimed} pages reclaimed per 1000 scanned")?;
         }
         if let Some(refaulted) = evidence.refaulted_per_1000() {
-            write!(out, ", {refaulted} of 1000 read back")?;
+            write!(out, ", {refaulted} file pages read back per 1000 reclaimed")?;
         }
         write!(out, ", {} rounds, {} lost", evidence.rounds, Span(evidence.stalled_ns.into()))?;
         // What anyone may have chosen comes last.
@@ -191,8 +191,11 @@ fn append_parts(of: &Parts, names: &mut Names, line: &mut Line<'_>) {
 mod tests {
     use insta::assert_snapshot;
 
-    use super::super::fixtures::{episode, options, shown_episodes, unknown_episode};
-    use super::super::{Format, Subject, ViewOptions};
+    use super::super::fixtures::{
+        episode, judged, names, options, shown_episodes, unknown_episode,
+    };
+    use super::super::{Format, Subject, View, ViewOptions};
+    use crate::verdict::{Refaults, Verdict};
 
     fn rows() -> ViewOptions {
         options(Subject::Stalls, Format::Text)
@@ -221,6 +224,19 @@ mod tests {
         14:00:06.000000 -- hopeless: anonymous only, no swap; 0 pages reclaimed per 1000 scanned, 12 rounds, 1.50 s lost: /system.slice (system.slice)
         14:00:06.000000 -- no verdict any more; 0 pages reclaimed per 1000 scanned, 12 rounds, 1.50 s lost: the host
         "#);
+    }
+
+    #[test]
+    fn more_may_be_read_back_than_was_reclaimed() {
+        let mut judged = judged(0, Some(Verdict::Thrash));
+        judged.evidence.reclaimed = 3000;
+        judged.evidence.refaults = Some(Refaults { refaulted: 922, reclaimed: 500 });
+        let (mut view, mut out) = (View::new(rows()), Vec::new());
+        view.verdict(&judged, &mut names(), &mut out);
+        let line = String::from_utf8(out).expect("views show UTF-8");
+        assert!(line.contains(
+            "; 1000 pages reclaimed per 1000 scanned, 1844 file pages read back per 1000 reclaimed, 12 rounds"
+        ), "{line}");
     }
 
     #[test]

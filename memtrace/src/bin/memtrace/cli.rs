@@ -1,6 +1,6 @@
 //! What can be typed. The man pages and the completions of shells are made from it.
 
-use std::{ffi::OsString, num::NonZero, path::PathBuf};
+use std::{ffi::OsString, num::NonZero, path::PathBuf, slice};
 
 use clap::{
     ArgGroup, Args, Parser, Subcommand, ValueEnum,
@@ -168,7 +168,7 @@ pub struct Stalls {
         value_name = "LIST",
         value_delimiter = ',',
         hide_possible_values = true,
-        help = "Only these kinds: direct, memcg-max, memcg-high, softlimit, node, proactive, compaction, background, throttled, oom, penalty, pfmemalloc, swapin, refault"
+        help = "Only these kinds: direct, memcg (memcg-max, memcg-high), softlimit, node, proactive, compaction, background, throttled, oom, penalty, pfmemalloc, swapin, refault"
     )]
     pub kind: Vec<StallKindArg>,
     /// Rounds of one thread for the same order and flags, less than this apart, are one episode
@@ -520,17 +520,30 @@ pub struct KindArg(pub ReclaimKind);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CauseArg(pub Cause);
 
-/// A kind of stall as an argument.
+/// A kind of stall as an argument, or two kinds by the name that drsnoop has for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StallKindArg(pub Kind);
+pub enum StallKindArg {
+    One(Kind),
+    Memcg,
+}
+
+impl StallKindArg {
+    /// The kinds that it stands for.
+    pub fn kinds(&self) -> &[Kind] {
+        match self {
+            Self::One(kind) => slice::from_ref(kind),
+            Self::Memcg => &[Kind::MemcgMax, Kind::MemcgHigh],
+        }
+    }
+}
 
 impl ValueEnum for StallKindArg {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [StallKindArg; Kind::ALL.len()] = {
-            let mut all = [StallKindArg(Kind::Direct); Kind::ALL.len()];
+        const ALL: [StallKindArg; Kind::ALL.len() + 1] = {
+            let mut all = [StallKindArg::Memcg; Kind::ALL.len() + 1];
             let mut at = 0;
-            while at < all.len() {
-                all[at] = StallKindArg(Kind::ALL[at]);
+            while at < Kind::ALL.len() {
+                all[at] = StallKindArg::One(Kind::ALL[at]);
                 at += 1;
             }
             all
@@ -539,7 +552,10 @@ impl ValueEnum for StallKindArg {
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(self.0.name()))
+        Some(PossibleValue::new(match self {
+            Self::One(kind) => kind.name(),
+            Self::Memcg => ReclaimKind::Memcg.name(),
+        }))
     }
 }
 

@@ -143,7 +143,8 @@ impl RecordConfig {
 
 /// The kinds of stalls that were chosen, and what to call them.
 fn stall_kinds(chosen: &[StallKindArg]) -> (Vec<Kind>, String) {
-    let kinds = or_all(chosen, |kind| kind.0, &Kind::ALL);
+    let chosen: Vec<_> = chosen.iter().flat_map(StallKindArg::kinds).collect();
+    let kinds = or_all(&chosen, |kind| **kind, &Kind::ALL);
     let what = if kinds.len() == Kind::ALL.len() {
         "stalls of all kinds".to_owned()
     } else {
@@ -402,12 +403,25 @@ fn listing(names: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::cli::{Cli, Command};
 
     #[test]
     fn lists_like_a_person() {
         assert_eq!(listing(&["direct"]), "direct");
         assert_eq!(listing(&["direct", "memcg", "node"]), "direct, memcg and node");
+    }
+
+    #[test]
+    fn both_kinds_of_memcg_have_one_name_as_with_drsnoop() {
+        let args = ["memtrace", "stalls", "--kind", "memcg,oom,memcg-max"];
+        let cli = Cli::try_parse_from(args).expect("they are kinds");
+        let Command::Stalls(stalls) = cli.command else { panic!("it is stalls") };
+        let (kinds, what) = stall_kinds(&stalls.kind);
+        assert_eq!(kinds, [Kind::MemcgMax, Kind::MemcgHigh, Kind::Oom]);
+        assert_eq!(what, "stalls of kind memcg-max, memcg-high and oom");
     }
 
     #[test]
