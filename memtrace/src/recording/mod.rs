@@ -15,6 +15,7 @@ pub mod look;
 #[cfg(test)]
 mod made;
 pub mod meta;
+pub mod readings;
 pub mod recorder;
 mod rows;
 mod sections;

@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use super::serial::as_map;
 use crate::recording::Look;
+use crate::recording::readings::{self, ZonePages};
+use crate::verdict::Stat;
 
 /// Most cgroups that are shown: those whose events count the most.
 const MOST_CGROUPS: usize = 10;
@@ -108,12 +110,7 @@ impl System {
     /// What a look says, and what has changed since the one before it.
     #[must_use]
     pub fn of(look: &Look, before: Option<&Look>) -> Self {
-        let meminfo = file(look, "/proc/meminfo");
-        let bytes = |name: &str| {
-            let value = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            let kib: u64 = value?.split_whitespace().next()?.parse().ok()?;
-            Some(kib.saturating_mul(1024))
-        };
+        let meminfo = Stat(file(look, "/proc/meminfo"));
         let is_it = |name: &str, known: &str| {
             if known.ends_with('_') { name.starts_with(known) } else { name == known }
         };
@@ -124,11 +121,11 @@ impl System {
         let mut grown = grown.unwrap_or_default();
         grown.retain(|(name, _)| is_shown(name));
         Self {
-            mem_total_bytes: bytes("MemTotal"),
-            mem_free_bytes: bytes("MemFree"),
-            mem_available_bytes: bytes("MemAvailable"),
-            swap_total_bytes: bytes("SwapTotal"),
-            swap_free_bytes: bytes("SwapFree"),
+            mem_total_bytes: meminfo.get("MemTotal"),
+            mem_free_bytes: meminfo.get("MemFree"),
+            mem_available_bytes: meminfo.get("MemAvailable"),
+            swap_total_bytes: meminfo.get("SwapTotal"),
+            swap_free_bytes: meminfo.get("SwapFree"),
             pressure: pressure(file(look, "/proc/pressure/memory")),
             zones: zones(file(look, "/proc/zoneinfo"), file(look, "/proc/buddyinfo")),
             since_ns: before.map(|before| look.at_ns.saturating_sub(before.at_ns)),
@@ -159,55 +156,28 @@ fn grown(before: &BTreeMap<&str, u64>, after: &BTreeMap<&str, u64>) -> Vec<(Stri
     grown
 }
 
-/// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same for `full`.
+/// Of those lines that are whole.
 fn pressure(text: &str) -> BTreeMap<String, Pressure> {
-    let line = |line: &str| {
-        let (name, values) = line.split_once(' ')?;
-        let value = |key: &str| -> Option<f64> {
-            let value = values.split(' ').find_map(|value| value.strip_prefix(key))?;
-            value.parse().ok().filter(|value: &f64| value.is_finite())
-        };
-        let (avg10, avg60, avg300) = (value("avg10=")?, value("avg60=")?, value("avg300=")?);
-        Some((name.to_owned(), Pressure { avg10, avg60, avg300 }))
+    let text = readings::Pressure(text);
+    let share = |share: &'static str| {
+        let percent = |average| text.percent(share, average);
+        let (avg10, avg60, avg300) = (percent("avg10")?, percent("avg60")?, percent("avg300")?);
+        Some((share.to_owned(), Pressure { avg10, avg60, avg300 }))
     };
-    text.lines().filter_map(line).collect()
-}
-
-/// `Node 0, zone   Normal` and what is behind it.
-fn zone_of(line: &str) -> Option<(u32, &str, &str)> {
-    let (node, rest) = line.strip_prefix("Node ")?.split_once(", zone")?;
-    let rest = rest.trim_start();
-    let (zone, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-    Some((node.trim().parse().ok()?, zone, rest))
+    readings::Pressure::SHARES.into_iter().filter_map(share).collect()
 }
 
 fn zones(zoneinfo: &str, buddyinfo: &str) -> Vec<ZoneState> {
-    let mut zones: Vec<ZoneState> = Vec::new();
-    for line in zoneinfo.lines() {
-        if let Some((node, zone, _)) = zone_of(line) {
-            zones.push(ZoneState { node, zone: zone.to_owned(), ..ZoneState::default() });
-            continue;
-        }
-        let mut words = line.split_whitespace().rev();
-        let (value, name) = (words.next().and_then(|value| value.parse().ok()), words.next());
-        let Some(zone) = zones.last_mut() else { continue };
-        let place = match name {
-            Some("free") => &mut zone.free,
-            Some("min") => &mut zone.min,
-            Some("low") => &mut zone.low,
-            Some("high") => &mut zone.high,
-            Some("boost") => &mut zone.boost,
-            Some("managed") => &mut zone.managed,
-            _ => continue,
-        };
-        // Further down there are lines of the same names about each CPU's own pages.
-        *place = place.or(value);
-    }
-    for (node, zone, blocks) in buddyinfo.lines().filter_map(zone_of) {
-        let is_it = |known: &&mut ZoneState| known.node == node && known.zone == zone;
+    let state = |zone: ZonePages<'_>| {
+        let ZonePages { node, name, free, min, low, high, boost, managed } = zone;
+        let (zone, free_blocks) = (name.to_owned(), Vec::new());
+        ZoneState { node, zone, free, min, low, high, boost, managed, free_blocks }
+    };
+    let mut zones: Vec<_> = readings::zones(zoneinfo).into_iter().map(state).collect();
+    for (node, name, blocks) in readings::free_blocks(buddyinfo) {
+        let is_it = |known: &&mut ZoneState| known.node == node && known.zone == name;
         if let Some(known) = zones.iter_mut().find(is_it) {
-            known.free_blocks =
-                blocks.split_whitespace().map_while(|blocks| blocks.parse().ok()).collect();
+            known.free_blocks = blocks;
         }
     }
     // One that has no pages has nothing to say.

@@ -8,6 +8,8 @@ mod window;
 
 use std::fmt::{self, Display, Formatter};
 
+use crate::recording::readings;
+
 pub use self::{
     parse::TriggerError,
     watch::{Cause, Watch},
@@ -147,15 +149,9 @@ pub struct Pressure {
 }
 
 impl Pressure {
-    const SHARES: [&str; 2] = ["some", "full"];
-    const AVERAGES: [&str; 3] = ["avg10", "avg60", "avg300"];
-
     /// Finds it in the text of /proc/pressure/memory.
     fn find(self, text: &str) -> Option<Hundredths> {
-        let named = |line: &&str| line.split_ascii_whitespace().next() == Some(self.share);
-        let fields = text.lines().find(named)?.split_ascii_whitespace();
-        let mut values = fields.filter_map(|field| field.split_once('='));
-        let (_, value) = values.find(|(name, _)| *name == self.average)?;
+        let value = readings::Pressure(text).get(self.share, self.average)?;
         parse::fixed(value, 2).map(Hundredths)
     }
 }

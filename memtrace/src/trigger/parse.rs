@@ -7,6 +7,7 @@ use jiff::SignedDuration;
 use thiserror::Error;
 
 use super::{Condition, Hundredths, Per, Percentile, Pressure, Trigger};
+use crate::recording::readings;
 use crate::text::Printable;
 
 /// Most conditions: each may take some 200 KiB.
@@ -223,8 +224,8 @@ fn pressure(name: &str) -> Result<Pressure, TriggerError> {
         known.iter().copied().find(|known| known.eq_ignore_ascii_case(word)).ok_or_else(wrong)
     };
     Ok(Pressure {
-        share: among(share, &Pressure::SHARES)?,
-        average: among(average, &Pressure::AVERAGES)?,
+        share: among(share, &readings::Pressure::SHARES)?,
+        average: among(average, &readings::Pressure::AVERAGES)?,
     })
 }
 
