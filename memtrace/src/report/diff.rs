@@ -240,6 +240,17 @@ impl Diff {
                 }
             }
         }
+        let Self { before, after, .. } = self;
+        let told = |recorded: &Recorded| (recorded.filters.clone(), recorded.watched.clone());
+        if told(before) != told(after) {
+            writeln!(out, "\nNot of the same stalls:")?;
+            for (name, Recorded { filters, watched, .. }) in [("before", before), ("after", after)]
+            {
+                let with = if filters.is_empty() { "" } else { " with " };
+                let watched = watched.join(", ");
+                writeln!(out, "{name:<6} {watched}{with}{}", Printable(filters.as_bytes()))?;
+            }
+        }
         let rate = |rated: &Rated| {
             rated.stalls_per_s.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"))
         };

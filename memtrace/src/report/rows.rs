@@ -81,6 +81,8 @@ pub struct Recorded {
     pub memtrace: String,
     /// What was traced, in words.
     pub what: String,
+    /// What a stall had to pass to be in it, as options of the command line; empty where all are.
+    pub filters: String,
     /// From when it is, in nanoseconds since 1970.
     #[serde(serialize_with = "time")]
     pub since: i64,

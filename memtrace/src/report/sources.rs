@@ -128,6 +128,7 @@ impl Source<'_> {
                 cpus: *cpus,
                 memtrace: memtrace.clone(),
                 what: what.clone(),
+                filters: recording.meta.all_filters(),
                 since,
                 time,
                 ended: has_ended(number),

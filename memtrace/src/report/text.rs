@@ -67,9 +67,11 @@ impl<'a> Text<'a> {
     fn recordings(&mut self) -> io::Result<()> {
         let Findings { recordings, since, time, duration_ns, .. } = self.findings;
         for recorded in recordings {
-            let Recorded { file, host, kernel, cpus, memtrace, what, .. } = recorded;
+            let Recorded { file, host, kernel, cpus, memtrace, what, filters, .. } = recorded;
             let s = if *cpus == 1 { "" } else { "s" };
-            writeln!(self.out, "{}: {}", Printable(file), printable(what))?;
+            let with = if filters.is_empty() { "" } else { " with " };
+            let (what, filters) = (printable(what), printable(filters));
+            writeln!(self.out, "{}: {what}{with}{filters}", Printable(file))?;
             write!(
                 self.out,
                 "  on {}, Linux {}, {cpus} CPU{s}, ",
@@ -312,7 +314,8 @@ impl<'a> Text<'a> {
         let counts = counts.iter().filter(|(count, _)| *count != 0);
         let counts: Vec<_> = counts.map(|(count, what)| format!("{count} {what}")).collect();
         let all_there = self.findings.recordings.iter().all(|recorded| {
-            recorded.ended && !recorded.is_damaged() && recorded.dropped_blocks == 0
+            let is_whole = recorded.ended && recorded.filters.is_empty();
+            is_whole && !recorded.is_damaged() && recorded.dropped_blocks == 0
         });
         if counts.is_empty() && all_there {
             return writeln!(self.out, "  nothing: every stall was recorded");
@@ -320,9 +323,12 @@ impl<'a> Text<'a> {
         self.list("", &counts)?;
         for recorded in &self.findings.recordings {
             let Recorded { file, ended, dropped_blocks, lost_blocks, .. } = recorded;
-            let Recorded { damaged_blocks, stray_bytes, .. } = recorded;
+            let Recorded { damaged_blocks, stray_bytes, filters, .. } = recorded;
             let file = format!("{}: ", Printable(file));
             let mut facts = Vec::new();
+            if !filters.is_empty() {
+                facts.push(format!("only what passed {}", printable(filters)));
+            }
             if !ended {
                 facts.push("has no end: it was cut, or is still being written".to_owned());
             }

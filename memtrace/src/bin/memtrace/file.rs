@@ -4,13 +4,14 @@
 //! owner has made readable for others.
 
 use std::{
-    fs::{self, Permissions},
-    io::{self, BufWriter, Write},
+    fs::{self, File, Permissions},
+    io::{self, BufWriter, Read as _, Write},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
+use memtrace::recording::file::MAGIC;
 use rustix::process::geteuid;
 use tempfile::NamedTempFile;
 
@@ -43,10 +44,18 @@ impl OutFile {
         if there.is_ok_and(|metadata| !metadata.is_file()) {
             bail!("{}: it is not a regular file; give the name of one", cannot());
         }
+        if is_recording(&path) {
+            bail!("{}: it is a recording; give another name, or remove it", cannot());
+        }
         let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
         let file = Self { name: name.to_owned(), path, directory, what };
         let _removed_again: NamedTempFile = file.temporary().with_context(cannot)?;
         Ok(file)
+    }
+
+    /// Whether both are the same file.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.path == other.path
     }
 
     /// Writes it.
@@ -84,6 +93,13 @@ impl OutFile {
             // Its error names the temporary file, which nobody asked for.
             .map_err(|error| error.raw_os_error().map_or(error, io::Error::from_raw_os_error))
     }
+}
+
+/// Whether a file is a recording: what it has may be nowhere else.
+fn is_recording(path: &Path) -> bool {
+    let mut magic = [0; MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && magic == MAGIC
 }
 
 /// The file's place in its folder.
@@ -146,6 +162,18 @@ mod tests {
             write()?;
             assert_eq!(mode(&file), 0o600, "it was someone else's");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_recording_is_not_replaced() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let file = directory.path().join("file");
+        fs::write(&file, [&MAGIC[..], b"and more"].concat())?;
+        let error = OutFile::prepare(&file, "a page").expect_err("it is a recording").to_string();
+        assert!(error.contains("file`: it is a recording"), "{error}");
+        fs::write(&file, &MAGIC[1..])?;
+        OutFile::prepare(&file, "a page")?;
         Ok(())
     }
 

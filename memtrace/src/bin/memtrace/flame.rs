@@ -14,7 +14,7 @@ use crate::{file::OutFile, output::say};
 /// A flame graph that is going to be written.
 #[derive(Debug)]
 pub struct FlameFile {
-    file: OutFile,
+    pub file: OutFile,
     title: String,
 }
 

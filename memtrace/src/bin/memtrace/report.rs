@@ -148,12 +148,25 @@ impl Files {
             name.as_ref().map(|name| OutFile::prepare(name, what)).transpose()
         };
         let title = "memtrace report".to_owned();
-        Ok(Self {
+        let files = Self {
             html: prepare(&args.html, "a page")?,
             perfetto: prepare(&args.perfetto, "a trace")?,
             flame: args.flame.as_ref().map(|name| FlameFile::prepare(name, title)).transpose()?,
             hlog: prepare(&args.hlog, "a histogram log")?,
-        })
+        };
+        let Self { html, perfetto, flame, hlog } = &files;
+        let flame = flame.as_ref().map(|flame| &flame.file);
+        let all = [html.as_ref(), perfetto.as_ref(), flame, hlog.as_ref()];
+        let all: Vec<_> = all.into_iter().flatten().collect();
+        for (number, file) in all.iter().enumerate() {
+            if all[..number].iter().any(|other| other.is_same(file)) {
+                bail!(
+                    "several outputs would be written to `{}`: give each a name of its own",
+                    file.name.display()
+                );
+            }
+        }
+        Ok(files)
     }
 
     fn are_any(&self) -> bool {
