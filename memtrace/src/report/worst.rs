@@ -1,7 +1,7 @@
 //! The worst second in words, for every report that people read.
 
 use super::findings::{CgroupThen, WorstSecond};
-use super::system::{System, ZoneState};
+use super::system::{Pressure, System, ZoneState};
 use crate::text::Printable;
 use crate::view::words::Span;
 
@@ -38,11 +38,10 @@ pub fn memory(system: &System) -> Vec<String> {
 
 /// The pressure of the last ten seconds.
 pub fn pressure(system: &System) -> Vec<String> {
-    let pressure = system.pressure.iter();
-    let shown = pressure
-        .map(|(name, of)| format!("{} {:.2} %", Printable(name.as_bytes()), of.avg10))
-        .collect();
-    shown
+    let shown = |(name, of): (&String, &Pressure)| {
+        format!("{} {:.2} %", Printable(name.as_bytes()), of.avg10)
+    };
+    system.pressure.iter().map(shown).collect()
 }
 
 /// In how long the kernel's counters grew, and by how much; nothing where there was no look before.
@@ -56,7 +55,7 @@ pub fn of_cgroup(cgroup: &CgroupThen) -> Vec<String> {
     let CgroupThen { cgroup: _, current_bytes, events, events_grown } = cgroup;
     let (known, sign) = if events_grown.is_empty() { (events, "") } else { (events_grown, "+") };
     let happened: Vec<_> = known.iter().filter(|(_, count)| *count != 0).cloned().collect();
-    current_bytes.into_iter().copied().map(size).chain(counts(&happened, sign)).collect()
+    current_bytes.map(size).into_iter().chain(counts(&happened, sign)).collect()
 }
 
 /// The largest order of which a zone has a free block.
