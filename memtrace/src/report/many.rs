@@ -357,14 +357,14 @@ mod tests {
 
     #[test]
     fn an_entry_has_room_for_every_slot_and_bucket() {
-        assert!(u32::from(bucket(u64::MAX)) < 1 << BUCKET_BITS);
-        // As many rows as a table of a block may have.
-        const MOST_OF_BLOCK: usize = 8 * crate::recording::encode::MOST_ROWS;
         const SLOTS: usize = 1 << (u32::BITS - BUCKET_BITS);
-        // As many as two threads have gathered.
+        /// As many rows as a table of a block may have.
+        const MOST_OF_BLOCK: usize = 8 * crate::recording::encode::MOST_ROWS;
+        /// As many as two threads have gathered.
         const GATHERED: usize = 2 * (MOST_KEYS + MOST_OF_BLOCK);
         const { assert!(GATHERED <= SLOTS) };
         // Half of them come to what two threads have as a rest.
         const { assert!(2 * MOST_KEYS + GATHERED / 2 <= SLOTS) };
+        assert!(u32::from(bucket(u64::MAX)) < 1 << BUCKET_BITS);
     }
 }

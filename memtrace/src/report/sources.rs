@@ -197,10 +197,10 @@ fn looked(recording: &Recording, is_last: bool) -> Option<Counts> {
 
 /// From when to when its blocks are, in nanoseconds of `CLOCK_MONOTONIC`. Blocks in which nothing has a time have 0.
 fn reach(recording: &Recording) -> Option<(u64, u64)> {
-    let spans = recording.places.iter().map(|place| (place.first_ns, place.last_ns));
+    let mut spans = recording.places.iter().map(|place| (place.first_ns, place.last_ns));
     let timed = spans.clone().filter(|(_, last_ns)| *last_ns != 0);
     let joined = |a: (u64, u64), b: (u64, u64)| (a.0.min(b.0), a.1.max(b.1));
-    timed.reduce(joined).or_else(|| spans.last())
+    timed.reduce(joined).or_else(|| spans.next_back())
 }
 
 fn signed(ns: u64) -> i64 {

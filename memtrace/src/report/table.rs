@@ -230,10 +230,11 @@ mod tests {
         let block = 65_536;
         let mut table = Table::default();
         let (mut added, mut widest) = (0, 0);
-        for round in 0..600 {
+        for round in 0..600_usize {
             // Cgroups by the thousand with stalls of all lengths, so that each has more than a list of buckets.
-            for key in 0..4096 {
-                let at = u16::try_from((round * 12 + key as usize) % all).expect("a bucket");
+            for key in 0..4096_u32 {
+                let at = (round * 12 + key as usize) % all;
+                let at = u16::try_from(at).expect("a bucket");
                 let slot = table.slot(key);
                 table.add(slot, tally::shortest(at), at);
                 added += 1;
