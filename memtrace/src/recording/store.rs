@@ -30,6 +30,12 @@ impl Store {
         Ok(Self { file, most, start, at: start, wrapped: false })
     }
 
+    /// Whether older blocks have given way to newer ones.
+    #[must_use]
+    pub fn has_wrapped(&self) -> bool {
+        self.wrapped
+    }
+
     /// Appends a block, over the oldest ones where the file has reached its size. Where that fails, the file has
     /// all blocks before. Says whether the block is there: one that is longer than the file may be is left out, and a
     /// reader knows so from the next one's number.

@@ -61,7 +61,7 @@ pub fn write(
         out.write_all(before.as_bytes())?;
         match name {
             "nonce" => out.write_all(nonce.as_bytes())?,
-            "title" => out.write_all(html(&summary::title(recordings)).as_bytes())?,
+            "title" => out.write_all(html(&summary::title(&findings)).as_bytes())?,
             "style" => out.write_all(STYLE.as_bytes())?,
             "summary" => out.write_all(summary::summary(&data, &facts).as_bytes())?,
             "data" => serde_json::to_writer(InScript(&mut out), &data)?,

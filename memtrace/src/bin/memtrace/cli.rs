@@ -230,7 +230,7 @@ pub struct Now {
 ///
 /// Every stall with all that is known of it, the names that it takes to read it on another host, and once a
 /// second the system around it: free pages and watermarks, /proc/vmstat, pressure, and the cgroups that stalled. What
-/// ends memtrace costs the last second at most; what ends the host, whatever its kernel had not written to the disk yet.
+/// ends memtrace costs the last second of stalls at most; what ends the host, whatever its kernel had not written to the disk yet.
 ///
 /// `memtrace stalls --from FILE` shows it as if it happened now; drsnoop and compactsnoop show their part.
 #[derive(Args, Debug)]
@@ -250,7 +250,7 @@ pub struct Record {
 
     #[command(flatten)]
     pub who: Who,
-    /// Only stalls at least this long: 500us, 10ms, 1s
+    /// Only rounds at least this long, so that long stalls of short rounds are left out, too: 500us, 10ms, 1s
     #[arg(short, long, value_name = "DURATION", value_parser = with_unit, help_heading = FILTERS)]
     pub min_latency: Option<std::time::Duration>,
     /// Only these kinds of stalls
@@ -289,7 +289,7 @@ pub struct Record {
 #[derive(Args, Debug)]
 pub struct FlightArgs {
     /// Keep the last stalls in memory, and write a file of them whenever one of these holds, joined by `or`:
-    /// latency>100ms, p99(10s)>20ms, rate>1000/s, oom, psi.some.avg10>20
+    /// latency>100ms, p99(10s)>20ms, rate>1000/s, oom, psi.some.avg10>20. Stalls are those that `memtrace stalls` shows
     #[arg(long, value_name = "EXPR", help_heading = FLIGHT)]
     pub trigger: Option<Trigger>,
     /// How far back a file reaches

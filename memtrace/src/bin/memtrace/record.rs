@@ -452,8 +452,13 @@ impl<'a> Run<'a> {
             say_coverage(self.live.coverage());
         }
         let told = match self.tape.sink {
-            Destination::File(_) => {
-                format!("recorded to `{}`", self.config.output.display())
+            Destination::File(file) => {
+                let what = if file.has_wrapped() {
+                    "; the oldest stalls gave way to newer ones (--max-size)"
+                } else {
+                    ""
+                };
+                format!("recorded to `{}`{what}", self.config.output.display())
             }
             Destination::Flight(recorder) => {
                 let FlightRecorder { files, mut flight, .. } = *recorder;

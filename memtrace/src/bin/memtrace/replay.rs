@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     fs::File,
     io::{self, Seek as _},
     ops::ControlFlow,
@@ -15,7 +16,7 @@ use jiff::Timestamp;
 use memtrace::{
     clock::WallClock,
     coverage::Coverage,
-    live::{Event, Subject},
+    live::{Event, Request, Subject},
     recording::{
         self, Block, Counts, Item, Look, Missing, Note, Recording, Settled,
         meta::{since_1970_ns, timestamp},
@@ -48,6 +49,9 @@ pub fn run(config: &Config, source: &Source) -> Result<()> {
         let subject = &config.what;
         say(format_args!("Showing {subject} of {}, recorded on {host}{with}{filters}...", what()));
     }
+    let Request { stacks, user_stacks, .. } = config.request;
+    // A flame graph takes those of the kernel where it is not told otherwise.
+    say_no_stacks(what(), meta, (stacks, user_stacks));
     let left_out = meta.kinds_left_out(&config.request.subject.kinds());
     if !left_out.is_empty() && !matches!(config.request.subject, Subject::Stalls(_)) {
         let names: Vec<_> = left_out.iter().map(|kind| kind.name()).collect();
@@ -84,6 +88,18 @@ pub fn run(config: &Config, source: &Source) -> Result<()> {
     let blocks = has_bar.then_some(recording.places.len() as u64);
     let reader = with_bar(blocks, |done| replay.blocks(&recording, done))?;
     replay.finish(&recording, reader)
+}
+
+/// Says that a recording has no stacks of the kernel or of programs, of those that are wanted.
+pub fn say_no_stacks(what: impl Display, meta: &recording::Meta, (kernel, user): (bool, bool)) {
+    if kernel && !meta.stacks {
+        say(format_args!("memtrace: {what} has no kernel stacks: record them with -K"));
+    }
+    if user && !meta.user_stacks {
+        say(format_args!(
+            "memtrace: {what} has no stacks of programs: record them with --user-stack"
+        ));
+    }
 }
 
 /// Whether a name on the command line is that of standard input.
@@ -351,6 +367,11 @@ impl Replay<'_> {
             counts: self.counts,
             ..recording::End::default()
         });
+        // Of what came before nothing is known any more.
+        let has_all = recording.missing.dropped == 0;
+        let kept_ns = self.now_ns.saturating_sub(self.first_ns.unwrap_or(self.now_ns));
+        let duration_ns = if has_all { ended.duration_ns } else { kept_ns };
+        let ended = recording::End { duration_ns, ..ended };
         let at = timestamp(ended.at_ns);
         let summary = ended.summary(self.show.stalls);
         let coverage = match &self.config.request.subject {

@@ -51,6 +51,12 @@ pub fn run(args: &Report) -> Result<()> {
             ));
         }
     }
+    let has_none = |recording: &Recording| !recording.meta.stacks && !recording.meta.user_stacks;
+    if (args.folded || args.flame.is_some()) && recordings.iter().all(has_none) {
+        for (file, recording) in args.files.iter().zip(&recordings) {
+            replay::say_no_stacks(replay::shown_name(file), &recording.meta, (true, false));
+        }
+    }
     let sources = Sources { files: &args.files, recordings, has_said: Cell::new(false) };
     files.write(&sources, &names)?;
     match args {

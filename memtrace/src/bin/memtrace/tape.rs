@@ -68,6 +68,11 @@ impl TapeFile {
         let store = Store::begin(file, meta, most).with_context(what)?;
         Ok(Self { path: path.to_owned(), store, is_lacking: false })
     }
+
+    /// Whether the oldest stalls have given way to newer ones.
+    pub fn has_wrapped(&self) -> bool {
+        self.store.has_wrapped()
+    }
 }
 
 impl Sink for TapeFile {

@@ -125,16 +125,14 @@ fn missing(missing: Missing, damaged: u64, end: Option<&End>, counts: Counts) ->
 }
 
 /// The page's title.
-pub fn title(recordings: &[Recording]) -> String {
-    match recordings {
+pub fn title(findings: &Findings) -> String {
+    match &*findings.recordings {
         [] => "memtrace report".to_owned(),
-        [one] => format!(
-            "memtrace report: {}, {}",
-            short(one.meta.host.as_bytes()),
-            When(one.meta.began_ns)
-        ),
+        [one] => {
+            format!("memtrace report: {}, {}", short(one.host.host.as_bytes()), When(one.since))
+        }
         [one, rest @ ..] => {
-            format!("memtrace report: {} and {} more", short(one.meta.host.as_bytes()), rest.len())
+            format!("memtrace report: {} and {} more", short(one.host.host.as_bytes()), rest.len())
         }
     }
 }
