@@ -72,15 +72,15 @@ impl Sink for TapeFile {
 
 /// Opens a file that is new, empty, or a recording, and makes it empty.
 fn open_new(path: &Path) -> Result<File> {
+    if path.is_dir() {
+        bail!(
+            "it is a directory: give the name of a file; only `memtrace record --trigger` takes a directory"
+        );
+    }
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     // A pipe would be waited for.
-    let mut file = match options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => bail!(
-            "it is a directory: give the name of a file; only `memtrace record --trigger` takes a directory"
-        ),
-        opened => opened?,
-    };
+    let mut file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         bail!("it is not a regular file; give the name of one");
