@@ -197,3 +197,20 @@ fn what_cannot_be_is_refused_in_one_line() -> Result<()> {
     assert!(memtrace(&["report", text(&recording)]).stdout.contains("No stalls"));
     Ok(())
 }
+
+#[test]
+fn times_are_those_of_the_place_or_utc() -> Result<()> {
+    let dir = TempDir::new()?;
+    let recording = dir.path().join("empty.mtr");
+    memtrace(&["record", "-d", "0.1", "-o", text(&recording)]);
+    let since = |args: &[&str]| {
+        let args = [&["report", text(&recording)], args].concat();
+        let finished = Finished::of(command(&args).env("TZ", "XXX-9"));
+        let line =
+            finished.stdout.lines().find(|line| line.starts_with("From ")).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("no time: {finished:?}"))
+    };
+    assert_eq!(since(&[]).matches(" +09:00").count(), 2);
+    assert_eq!(since(&["--utc"]).matches(" +00:00").count(), 2);
+    Ok(())
+}

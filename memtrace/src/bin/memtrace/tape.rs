@@ -96,6 +96,11 @@ impl Sink for TapeFile {
 /// Opens a file that is new, or one's own and empty or a recording, and makes it empty. As long as it is open, no other
 /// memtrace does.
 fn open_new(path: &Path) -> Result<File> {
+    if path.is_dir() {
+        bail!(
+            "it is a directory: give the name of a file; only `memtrace record --trigger` takes a directory"
+        );
+    }
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     // A pipe would be waited for, and a link may be anyone's.
@@ -104,9 +109,6 @@ fn open_new(path: &Path) -> Result<File> {
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
             bail!("it is a symbolic link; give the name of what it leads to");
         }
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => bail!(
-            "it is a directory: give the name of a file; only `memtrace record --trigger` takes a directory"
-        ),
         opened => opened?,
     };
     let metadata = file.metadata()?;
