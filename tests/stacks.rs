@@ -366,7 +366,7 @@ fn what_cannot_be_written_is_an_error_at_once() -> Result<()> {
         (text(dir.path()), "not a regular file"),
         ("/dev/null", "not a regular file"),
         ("/proc/flame.svg", "`/proc/flame.svg`"),
-        ("..", "not a regular file"),
+        ("..", "is a directory"),
     ] {
         let finished = Finished::of(&mut command(&["drsnoop", "--flame", file]));
         assert_error(&finished, 1, &[file, why]);
