@@ -89,7 +89,8 @@ fn end(after_ns: u64) -> Put {
 
 fn meta() -> Meta {
     let began_ns = EPOCH_NS.saturating_add_unsigned(FIRST - SECOND);
-    Meta { host: "made".to_owned(), boot: "up".to_owned(), began_ns, ..Meta::default() }
+    let (host, boot) = ("made".to_owned(), "up".to_owned());
+    Meta { host, boot, began_ns, stacks: true, ..Meta::default() }
 }
 
 /// A block as it stands in a file.
