@@ -61,7 +61,12 @@ impl Page {
             }});
             (async () => {{
               const root = document.documentElement;
-              const wait = () => new Promise((go) => setTimeout(go, 50));
+              // Charts leave some updates for their next frame. While the browser's time is virtual, frames do not keep
+              // up with it.
+              const wait = async () => {{
+                await new Promise((go) => setTimeout(go, 50));
+                for (const chart of Object.values(charts)) chart.getZr().animation.update();
+              }};
               while (!root.dataset.charts) await wait();
               await wait();
               const says = (...words) => {{
