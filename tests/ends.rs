@@ -1,19 +1,22 @@
 //! Every way to end: cleanly, with status 0, the last rows and the summary.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, BufRead as _, BufReader, Read as _},
     path::Path,
-    process,
-    time::Duration,
+    process, thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
+use serde_json::Value;
 use tests::{
+    cgroup::{Cgroup, TEST},
     confined::deaf_to_hang_up,
     host::is_guest,
-    load::{Churning, HITS, Load, limited_cgroup},
+    load::{Churning, HITS, Load, THREAD_BYTES, limited_cgroup},
     rows::Output,
     run::{Finished, Memtrace, binary, command},
     wait::wait_until,
@@ -335,6 +338,44 @@ fn given_up(stderr: &str) -> Option<(u64, usize)> {
     Some((stalls.parse().ok()?, bytes.parse().ok()?))
 }
 
+/// While a reader does not read, histograms do not pile up: the interval goes on. Once it reads again it gets all.
+#[test]
+fn histograms_wait_for_a_reader_that_does_not_read() -> Result<()> {
+    const THREADS: usize = 250;
+    let cgroup = Cgroup::limited(TEST, THREADS as u64 * THREAD_BYTES + (32 << 20))?;
+    let what = Churning { threads: THREADS, ..Churning::new(&cgroup) };
+    let mut load = Load::churn(memload(), &what)?;
+    let pid = load.id().to_string();
+    let args = ["drsnoop", "-H", "--json", "-p", &pid, "1"];
+    let (memtrace, mut unread) = Memtrace::start_piped(&args);
+    let begun = Instant::now();
+    load.work(&cgroup, HITS)?;
+    // Each interval is more than a pipe and memtrace hold together.
+    wait_until("some intervals", || begun.elapsed() > Duration::from_secs(6));
+    let reader = thread::spawn(move || {
+        let mut taken = String::new();
+        unread.read_to_string(&mut taken).map(|_| taken)
+    });
+    load.work(&cgroup, HITS / 4)?;
+    load.stop()?;
+    let periods = begun.elapsed().as_secs();
+    let finished = memtrace.stop();
+    finished.assert_success();
+    let taken = reader.join().expect("it does not panic")?;
+
+    let Output { histograms, summary, .. } = Output::parse(&taken)?;
+    summary.assert_nothing_lost();
+    let counts = histograms.iter().filter_map(|it| it["count"].as_u64());
+    assert_eq!(counts.sum::<u64>(), summary.stalls, "{}", finished.stderr);
+    let spans: BTreeSet<_> =
+        histograms.iter().map(|it| [&it["since"], &it["time"]].map(Value::to_string)).collect();
+    for ([_, end], [begin, _]) in spans.iter().zip(spans.iter().skip(1)) {
+        assert_eq!(end, begin, "{spans:#?}");
+    }
+    assert!(spans.len() as u64 + 2 < periods, "{} intervals in {periods} periods", spans.len());
+    Ok(())
+}
+
 /// A reader that does not read keeps memtrace neither from ending in time nor from hearing signals.
 /// Every stall is accounted for: another memtrace, which is read, says how many there were.
 #[test]
@@ -349,7 +390,7 @@ fn beside_a_reader_that_does_not_read() -> Result<()> {
     load.work(&cgroup, if is_guest() { HITS / 2 } else { 4 * HITS })?;
     // Nothing stalls any more when it is told to end, so both have seen the same.
     load.stop()?;
-    let asked = std::time::Instant::now();
+    let asked = Instant::now();
     memtrace.signal(Signal::TERM);
     let finished = memtrace.wait();
     let took = asked.elapsed();

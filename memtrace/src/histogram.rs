@@ -5,6 +5,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::mem;
 
 use hdrhistogram::Histogram;
 use memtrace_common::tally::{self, Tally};
@@ -171,29 +172,23 @@ impl Histograms {
         }
     }
 
-    /// Whether nothing was recorded since the last [`clear`](Self::clear).
+    /// Whether nothing was recorded since the last [`take`](Self::take).
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.known.is_empty() && self.other.count == 0
     }
 
-    /// All keys, the longest total time first.
+    /// Takes all keys, the longest total time first, and starts from nothing.
     #[must_use]
-    pub fn sorted(&self) -> Vec<(Key, &Times)> {
-        let other = (self.other.count > 0).then_some((Key::Other, &self.other));
-        let known = self.known.iter().map(|(key, times)| (*key, &**times));
-        let mut all: Vec<_> = known.chain(other).collect();
+    pub fn take(&mut self) -> Vec<(Key, Box<Times>)> {
+        self.processes.clear();
+        let other = mem::replace(&mut self.other, Times::new());
+        let other = (other.count > 0).then(|| (Key::Other, Box::new(other)));
+        let mut all: Vec<_> = self.known.drain().chain(other).collect();
         all.sort_unstable_by(|(a_key, a), (b_key, b)| {
             b.total_ns.cmp(&a.total_ns).then_with(|| a_key.cmp(b_key))
         });
         all
-    }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.known.clear();
-        self.processes.clear();
-        self.other = Times::new();
     }
 }
 
@@ -482,18 +477,17 @@ mod tests {
             histograms.record(&stall(tid, ns));
         }
         let found: Vec<_> = histograms
-            .sorted()
+            .take()
             .into_iter()
             .map(|(key, times)| (key, times.count(), times.total_ns()))
             .collect();
         let thread = |tid| Key::Thread { tid, pid: 0, comm: comm(b"thread") };
         assert_eq!(found, [(thread(2), 1, 500), (Key::Other, 2, 300), (thread(1), 2, 30)]);
 
-        histograms.clear();
         assert!(histograms.is_empty());
-        assert_eq!(histograms.sorted().len(), 0);
+        assert_eq!(histograms.take().len(), 0);
         histograms.record(&stall(3, 1));
-        assert_eq!(histograms.sorted()[0].0, thread(3), "there is room again");
+        assert_eq!(histograms.take()[0].0, thread(3), "there is room again");
     }
 
     #[test]
@@ -502,7 +496,7 @@ mod tests {
             let mut histograms = Histograms::new(by, 0);
             histograms.record(&stall(1, 10));
             assert!(!histograms.is_empty());
-            assert_eq!(histograms.sorted()[0].0, Key::Other);
+            assert_eq!(histograms.take()[0].0, Key::Other);
         }
     }
 
@@ -514,13 +508,12 @@ mod tests {
             histograms.record(&named(tid, name));
         }
         let keys: Vec<_> =
-            histograms.sorted().into_iter().map(|(key, times)| (key, times.count())).collect();
+            histograms.take().into_iter().map(|(key, times)| (key, times.count())).collect();
         let process = |pid, name| Key::Process { pid, comm: comm(name) };
         assert_eq!(keys, [(process(1, b"old"), 3), (process(2, b"two"), 1), (Key::Other, 1)]);
 
-        histograms.clear();
         histograms.record(&named(10, b"new"));
-        assert_eq!(histograms.sorted()[0].0, process(1, b"new"));
+        assert_eq!(histograms.take()[0].0, process(1, b"new"));
     }
 
     #[test]
@@ -535,9 +528,10 @@ mod tests {
         for ns in values {
             each.record(&stall(1, ns));
         }
-        let key = each.sorted()[0].0;
+        let each = each.take();
+        let key = each[0].0;
         together.add(&Tallied { key, bucket: bucket(2_000), tally });
         assert!(values.iter().all(|&ns| bucket(ns) == bucket(2_000)));
-        assert_eq!(format!("{:?}", together.sorted()), format!("{:?}", each.sorted()));
+        assert_eq!(format!("{:?}", together.take()), format!("{each:?}"));
     }
 }

@@ -161,7 +161,7 @@ impl Folded {
     /// Shows all of them.
     pub fn show(&self, out: &mut impl Sink) {
         for (line, us) in self.lines() {
-            out.pause();
+            let _room: bool = out.make_room();
             let lines = out.lines();
             lines.extend_from_slice(line.as_bytes());
             lines.push(b' ');

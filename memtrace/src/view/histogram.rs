@@ -5,9 +5,10 @@ use std::io::{self, Write as _};
 
 use jiff::{Timestamp, tz::TimeZone};
 
+use super::ViewOptions;
+use super::intervals::Interval;
 use super::words::{CgroupName, OrDash, Span, TimeOfDay};
-use super::{Sink, ViewOptions};
-use crate::histogram::{Histograms, Key, Slot, Times};
+use crate::histogram::{Key, Slot, Times};
 use crate::names::Names;
 
 /// A block of text for each key.
@@ -22,27 +23,29 @@ impl Blocks {
         Self { timestamp: options.timestamp.then_some(options.zone) }
     }
 
+    /// Begins the interval that ends at `at`.
     pub(super) fn interval(
         &self,
-        histograms: &Histograms,
-        names: &mut Names,
+        is_empty: bool,
         at: Timestamp,
-        sink: &mut impl Sink,
+        out: &mut Vec<u8>,
     ) -> io::Result<()> {
         if let Some(zone) = &self.timestamp {
-            writeln!(sink.lines(), "\n{}", TimeOfDay(at, zone))?;
+            writeln!(out, "\n{}", TimeOfDay(at, zone))?;
         }
-        if histograms.is_empty() {
-            return writeln!(sink.lines(), "no stalls");
-        }
-        for (key, times) in histograms.sorted() {
-            sink.pause();
-            let out = sink.lines();
-            writeln!(out)?;
-            key_line(key, histograms.max_keys(), names, out)?;
-            write!(out, "{}{}", Numbers(times), Stars(times))?;
-        }
-        Ok(())
+        if is_empty { writeln!(out, "no stalls") } else { Ok(()) }
+    }
+
+    pub(super) fn histogram(
+        interval: Interval,
+        key: Key,
+        times: &Times,
+        names: &mut Names,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        writeln!(out)?;
+        key_line(key, interval.max_keys, names, out)?;
+        write!(out, "{}{}", Numbers(times), Stars(times))
     }
 }
 
@@ -238,10 +241,12 @@ mod tests {
         view.interval(&mut names, at(1), &mut out);
         assert!(!out.is_empty());
         out.clear();
-        view.end(&mut names, at(1), &Summary::default(), &mut out);
+        view.last_interval(&mut names, at(1), &mut out);
+        view.end(at(1), &Summary::default(), &mut out);
         assert_eq!(out, b"");
         view.stall(&lasting(7_000), &mut names, &mut out);
-        view.end(&mut names, at(2), &Summary::default(), &mut out);
+        view.last_interval(&mut names, at(2), &mut out);
+        view.end(at(2), &Summary::default(), &mut out);
         assert!(String::from_utf8_lossy(&out).contains("count 1, total 7.0 us,"));
     }
 

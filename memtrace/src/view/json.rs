@@ -11,11 +11,12 @@ use serde::Serialize;
 use serde::ser::{Error as _, Serializer};
 use serde_json::ser::Formatter;
 
+use super::intervals::Interval;
 use super::masks::Masks;
 use super::second::Second;
 use super::words::status_name;
-use super::{Sink, Subject, Summary, ViewOptions, subject_of};
-use crate::histogram::{By, Histograms, Key, Times};
+use super::{Subject, Summary, ViewOptions, subject_of};
+use crate::histogram::{By, Key, Times};
 use crate::names::{GfpNames, Names};
 use crate::stall::{Comm, Compaction, Detail, Reclaim, Stall};
 use crate::symbols::Frame;
@@ -27,8 +28,6 @@ pub struct Json {
     subject: Subject,
     stacks: bool,
     user_stacks: bool,
-    /// When the current interval began.
-    since: Timestamp,
     second: Second,
     gfp: Masks,
 }
@@ -36,18 +35,7 @@ pub struct Json {
 impl Json {
     pub(super) fn new(options: &ViewOptions) -> Self {
         let ViewOptions { subject, stacks, user_stacks, .. } = *options;
-        Self {
-            subject,
-            stacks,
-            user_stacks,
-            since: Timestamp::UNIX_EPOCH,
-            second: Second::default(),
-            gfp: Masks::default(),
-        }
-    }
-
-    pub(super) fn begin(&mut self, at: Timestamp) {
-        self.since = at;
+        Self { subject, stacks, user_stacks, second: Second::default(), gfp: Masks::default() }
     }
 
     pub(super) fn stall(
@@ -117,42 +105,38 @@ impl Json {
         Ok(())
     }
 
-    pub(super) fn interval(
-        &mut self,
-        histograms: &Histograms,
+    pub(super) fn histogram(
+        &self,
+        interval: Interval,
+        key: Key,
+        times: &Times,
         names: &mut Names,
-        at: Timestamp,
-        sink: &mut impl Sink,
+        out: &mut Vec<u8>,
     ) -> io::Result<()> {
-        for (key, times) in histograms.sorted() {
-            sink.pause();
-            let percentiles = times.percentiles();
-            let [p50_ns, p90_ns, p99_ns, p99_9_ns] =
-                [0.5, 0.9, 0.99, 0.999].map(|quantile| percentiles.quantile_ns(quantile));
-            let object = HistogramObject {
-                r#type: "histogram",
-                since: Time(self.since),
-                time: Time(at),
-                subject: self.subject.name(),
-                by: by_name(histograms.by(), self.subject),
-                key: KeyObject::new(key, names),
-                count: times.count(),
-                total_ns: times.total_ns(),
-                mean_ns: times.mean_ns(),
-                min_ns: times.min_ns(),
-                max_ns: times.max_ns(),
-                p50_ns,
-                p90_ns,
-                p99_ns,
-                p99_9_ns,
-                clamped: times.clamped(),
-                buckets: Buckets(times),
-                hdr: Hdr(percentiles.histogram()),
-            };
-            line(&object, sink.lines())?;
-        }
-        self.since = at;
-        Ok(())
+        let percentiles = times.percentiles();
+        let [p50_ns, p90_ns, p99_ns, p99_9_ns] =
+            [0.5, 0.9, 0.99, 0.999].map(|quantile| percentiles.quantile_ns(quantile));
+        let object = HistogramObject {
+            r#type: "histogram",
+            since: Time(interval.since),
+            time: Time(interval.at),
+            subject: self.subject.name(),
+            by: by_name(interval.by, self.subject),
+            key: KeyObject::new(key, names),
+            count: times.count(),
+            total_ns: times.total_ns(),
+            mean_ns: times.mean_ns(),
+            min_ns: times.min_ns(),
+            max_ns: times.max_ns(),
+            p50_ns,
+            p90_ns,
+            p99_ns,
+            p99_9_ns,
+            clamped: times.clamped(),
+            buckets: Buckets(times),
+            hdr: Hdr(percentiles.histogram()),
+        };
+        line(&object, out)
     }
 
     pub(super) fn summary(
@@ -612,7 +596,7 @@ mod tests {
             unavailable: vec!["free memory (no symbol)".to_owned()],
         };
         let mut out = Vec::new();
-        view.end(&mut names(), at(10), &summary, &mut out);
+        view.end(at(10), &summary, &mut out);
         let text = String::from_utf8_lossy(&out);
         assert_eq!(valid(&text).len(), 1);
         assert_snapshot!(text, @r#"{"type":"summary","time":"2026-03-01T12:00:10.000000000Z","subject":"compaction","stalls":5,"lost":1,"missed_begin":2,"table_full":3,"skipped":6,"unfinished":4,"duration_ns":10001000000,"unavailable":["free memory (no symbol)"]}"#);
@@ -662,7 +646,7 @@ mod tests {
         text += &shown(histograms(By::Uid, Format::Json), &[reclaim()]);
         let mut view = View::new(options(Subject::Reclaim, Format::Json));
         let mut out = Vec::new();
-        view.end(&mut names(), at(0), &Summary::default(), &mut out);
+        view.end(at(0), &Summary::default(), &mut out);
         text += &String::from_utf8_lossy(&out);
         let objects = valid(&text);
         assert_eq!(objects.len(), 8);
@@ -855,7 +839,8 @@ mod tests {
         view.stall(&reclaim(), &mut names, &mut out);
         view.interval(&mut names, at(20), &mut out);
         view.stall(&reclaim(), &mut names, &mut out);
-        view.end(&mut names, at(25), &Summary::default(), &mut out);
+        view.last_interval(&mut names, at(25), &mut out);
+        view.end(at(25), &Summary::default(), &mut out);
         let objects = valid(&String::from_utf8_lossy(&out));
         let spans: Vec<_> = objects.iter().map(|line| (&line["since"], &line["time"])).collect();
         let time = |seconds| json!(format!("{:.9}", at(seconds)));

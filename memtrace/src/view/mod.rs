@@ -8,6 +8,7 @@ mod episode_json;
 pub mod flame;
 pub(crate) mod folded;
 mod histogram;
+mod intervals;
 pub(crate) mod json;
 pub(crate) mod line;
 mod masks;
@@ -29,7 +30,7 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use crate::coverage::Coverage;
 use crate::episode::Episode;
-use crate::histogram::{By, Histograms, Key, Tallied};
+use crate::histogram::{By, Key, Tallied};
 use crate::names::Names;
 use crate::scope::Oom;
 use crate::stall::{Detail, Stall};
@@ -39,6 +40,7 @@ pub use self::{
     certificate::Certificate,
     folded::{Folded, FoldedOptions},
     histogram::Blocks,
+    intervals::Intervals,
     json::Json,
     now::{NowOptions, NowView},
     rows::Rows,
@@ -133,8 +135,8 @@ pub trait Sink {
     /// Whole lines are appended here.
     fn lines(&mut self) -> &mut Vec<u8>;
 
-    /// Called between histograms: a good time to write what is there, rather than to hold all.
-    fn pause(&mut self);
+    /// Called between them: writes what is there, if it is much. Whether more may be appended now.
+    fn make_room(&mut self) -> bool;
 }
 
 impl Sink for Vec<u8> {
@@ -142,7 +144,9 @@ impl Sink for Vec<u8> {
         self
     }
 
-    fn pause(&mut self) {}
+    fn make_room(&mut self) -> bool {
+        true
+    }
 }
 
 /// One way to show stalls. The calls are `begin`, any of `stall` and `interval`, `end`.
@@ -155,9 +159,9 @@ pub enum View {
     /// An object for each stall.
     Json(Json),
     /// A block of text for each key.
-    TextHistograms(Histograms, Blocks),
+    TextHistograms(Intervals, Blocks),
     /// An object for each key.
-    JsonHistograms(Histograms, Json),
+    JsonHistograms(Intervals, Json),
     /// A line for each distinct stack.
     Folded(Folded),
 }
@@ -169,21 +173,16 @@ impl View {
         if let Some(folded) = options.folded {
             return Self::Folded(Folded::new(folded));
         }
-        let histograms = options
-            .histogram
-            .map(|HistogramOptions { by, max_keys }| Histograms::new(by, max_keys));
-        match (options.format, histograms) {
+        match (options.format, options.histogram.map(Intervals::new)) {
             (Format::Text, None) if options.subject == Subject::Stalls => {
                 Self::StallRows(StallRows::new(options))
             }
             (Format::Text, None) => Self::Rows(Rows::new(options)),
             (Format::Json, None) => Self::Json(Json::new(&options)),
-            (Format::Text, Some(histograms)) => {
-                Self::TextHistograms(histograms, Blocks::new(options))
+            (Format::Text, Some(intervals)) => {
+                Self::TextHistograms(intervals, Blocks::new(options))
             }
-            (Format::Json, Some(histograms)) => {
-                Self::JsonHistograms(histograms, Json::new(&options))
-            }
+            (Format::Json, Some(intervals)) => Self::JsonHistograms(intervals, Json::new(&options)),
         }
     }
 
@@ -192,11 +191,11 @@ impl View {
         in_memory(match self {
             Self::Rows(rows) => rows.header(out),
             Self::StallRows(rows) => rows.header(out),
-            Self::TextHistograms(..) | Self::Folded(_) => Ok(()),
-            Self::Json(json) | Self::JsonHistograms(_, json) => {
-                json.begin(at);
+            Self::TextHistograms(intervals, _) | Self::JsonHistograms(intervals, _) => {
+                intervals.begin(at);
                 Ok(())
             }
+            Self::Json(_) | Self::Folded(_) => Ok(()),
         });
     }
 
@@ -207,12 +206,13 @@ impl View {
             // They show what stalls are put together to.
             Self::StallRows(_) => Ok(()),
             Self::Json(json) => json.stall(stall, names, out),
-            Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) => {
+            Self::TextHistograms(Intervals { counted, .. }, _)
+            | Self::JsonHistograms(Intervals { counted, .. }, _) => {
                 // A cgroup may be gone by the time its histogram is shown.
-                if let (By::Cgroup, Some(id)) = (histograms.by(), stall.cgroup_id) {
+                if let (By::Cgroup, Some(id)) = (counted.by(), stall.cgroup_id) {
                     let _remembered: Option<&[u8]> = names.cgroups.path(id);
                 }
-                histograms.record(stall);
+                counted.record(stall);
                 Ok(())
             }
             Self::Folded(folded) => {
@@ -232,11 +232,12 @@ impl View {
                 Ok(())
             }
             Self::Json(json) => json.episode(episode, names, out),
-            Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) => {
-                if let (By::Cgroup, Some(id)) = (histograms.by(), episode.cgroup_id) {
+            Self::TextHistograms(Intervals { counted, .. }, _)
+            | Self::JsonHistograms(Intervals { counted, .. }, _) => {
+                if let (By::Cgroup, Some(id)) = (counted.by(), episode.cgroup_id) {
                     let _remembered: Option<&[u8]> = names.cgroups.path(id);
                 }
-                histograms.record_episode(episode);
+                counted.record_episode(episode);
                 Ok(())
             }
         });
@@ -284,45 +285,80 @@ impl View {
 
     /// Adds stalls that their source has counted to the histograms. Rows have no use for them.
     pub fn tallied(&mut self, tallied: &Tallied, names: &mut Names) {
-        if let Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) = self {
+        if let Self::TextHistograms(intervals, _) | Self::JsonHistograms(intervals, _) = self {
             if let Key::Cgroup(Some(id)) = tallied.key {
                 let _remembered: Option<&[u8]> = names.cgroups.path(id);
             }
-            histograms.add(tallied);
+            intervals.counted.add(tallied);
         }
     }
 
-    /// Shows the histograms of the interval that ends at `at`, and starts the next one.
+    /// Whether it only counts, and shows nothing but at the end of an interval.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        matches!(self, Self::TextHistograms(..) | Self::JsonHistograms(..) | Self::Folded(_))
+    }
+
+    /// Shows the histograms of the interval that ends at `at`, as far as there is room, and starts the next one. All of
+    /// the one before must [be shown](Self::is_shown).
     pub fn interval(&mut self, names: &mut Names, at: Timestamp, out: &mut impl Sink) {
+        if let Self::TextHistograms(intervals, blocks) = self {
+            in_memory(blocks.interval(intervals.counted.is_empty(), at, out.lines()));
+        }
+        if let Self::TextHistograms(intervals, _) | Self::JsonHistograms(intervals, _) = self {
+            intervals.end(at);
+        }
+        self.show_more(names, out);
+    }
+
+    /// Shows the rest of an interval's histograms, as far as there is room.
+    pub fn show_more(&mut self, names: &mut Names, out: &mut impl Sink) {
         in_memory(match self {
-            Self::Rows(_) | Self::StallRows(_) | Self::Json(_) | Self::Folded(_) => Ok(()),
-            Self::TextHistograms(histograms, blocks) => {
-                let written = blocks.interval(histograms, names, at, out);
-                histograms.clear();
-                written
-            }
-            Self::JsonHistograms(histograms, json) => {
-                let written = json.interval(histograms, names, at, out);
-                histograms.clear();
-                written
-            }
+            Self::TextHistograms(intervals, _) => intervals
+                .show(out, |interval, key, times, out| {
+                    Blocks::histogram(interval, key, times, names, out)
+                }),
+            Self::JsonHistograms(intervals, json) => intervals
+                .show(out, |interval, key, times, out| {
+                    json.histogram(interval, key, times, names, out)
+                }),
+            _ => Ok(()),
         });
     }
 
-    /// Ends at `at`: histograms that have not been shown, folded stacks, and in JSON the summary. Text leaves the
-    /// summary to the caller, as it is no part of the data.
-    pub fn end(
-        &mut self,
-        names: &mut Names,
-        at: Timestamp,
-        summary: &Summary,
-        out: &mut impl Sink,
-    ) {
-        if let Self::TextHistograms(histograms, _) | Self::JsonHistograms(histograms, _) = self
-            && !histograms.is_empty()
+    /// Whether all of the interval that ended last is shown.
+    #[must_use]
+    pub fn is_shown(&self) -> bool {
+        match self {
+            Self::TextHistograms(intervals, _) | Self::JsonHistograms(intervals, _) => {
+                intervals.is_shown()
+            }
+            _ => true,
+        }
+    }
+
+    /// Forgets what is not shown of the interval that ended last: how many stalls there are in it.
+    pub fn give_up(&mut self) -> u64 {
+        match self {
+            Self::TextHistograms(intervals, _) | Self::JsonHistograms(intervals, _) => {
+                intervals.give_up()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Ends the last interval at `at`, unless nothing stalled in it.
+    pub fn last_interval(&mut self, names: &mut Names, at: Timestamp, out: &mut impl Sink) {
+        if let Self::TextHistograms(intervals, _) | Self::JsonHistograms(intervals, _) = self
+            && !intervals.counted.is_empty()
         {
             self.interval(names, at, out);
         }
+    }
+
+    /// Ends at `at`: folded stacks, and in JSON the summary. Text leaves the summary to the caller, as it is no part of
+    /// the data.
+    pub fn end(&mut self, at: Timestamp, summary: &Summary, out: &mut impl Sink) {
         if let Self::Folded(folded) = self {
             folded.show(out);
         }

@@ -57,17 +57,18 @@ impl Sink for Output {
         &mut self.lines
     }
 
-    /// Writes as much as the reader takes in a moment. What it does not take is held.
-    fn pause(&mut self) {
+    /// Writes as much as the reader takes in a moment.
+    fn make_room(&mut self) -> bool {
         if self.has_room() {
-            return;
+            return true;
         }
         while let Ok(Reader::Busy) = self.flush() {
             self.is_slow = self.is_slow || reader(PollFlags::OUT, PAUSE) != Reader::Ready;
             if self.is_slow {
-                return;
+                break;
             }
         }
+        self.has_room()
     }
 }
 

@@ -211,7 +211,7 @@ impl Replay<'_> {
         let ended = block.items(|item, user_names| {
             user_names.teach(&mut self.show.names);
             self.item(item);
-            match self.show.output.deliver() {
+            match self.show.deliver() {
                 Ok(Reader::Gone) => ControlFlow::Break(Ok(Reader::Gone)),
                 Ok(reader) if self.over_at.is_some() => ControlFlow::Break(Ok(reader)),
                 Ok(_) => ControlFlow::Continue(()),
@@ -391,6 +391,10 @@ impl Replay<'_> {
             certificate.filtered |= !recording.meta.has_all_of(certificate.pid);
         }
         let ended = Ended { summary, coverage: &coverage, certificates };
+        self.show.last_interval(at);
+        if reader != Reader::Gone {
+            reader = self.show.deliver()?;
+        }
         self.show.end(at, &ended);
         if reader != Reader::Gone {
             reader = self.show.output.deliver_all()?;

@@ -252,13 +252,14 @@ impl Sink for Lines<'_> {
         &mut self.waiting
     }
 
-    fn pause(&mut self) {
+    fn make_room(&mut self) -> bool {
         if self.waiting.len() >= AT_ONCE {
             if self.written.is_ok() {
                 self.written = self.out.write_all(&self.waiting);
             }
             self.waiting.clear();
         }
+        true
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     config::{Config, Verbosity},
     episodes::{Shown, StateSource, say_coverage},
     flame::FlameFile,
-    output::{Output, say},
+    output::{Output, Reader, say},
 };
 
 /// A run's view with what it takes to get there.
@@ -137,9 +137,46 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// Shows the histograms of the interval that ends at `at`.
+    /// Shows the histograms of the interval that ends at `at`, as far as there is room.
     pub fn interval(&mut self, at: Timestamp) {
         self.view.interval(&mut self.names, at, &mut self.output);
+    }
+
+    /// Shows those of the last one.
+    pub fn last_interval(&mut self, at: Timestamp) {
+        self.view.last_interval(&mut self.names, at, &mut self.output);
+    }
+
+    /// Shows the rest of an interval's histograms, as far as there is room.
+    pub fn show_more(&mut self) {
+        self.view.show_more(&mut self.names, &mut self.output);
+    }
+
+    /// Whether no histogram waits for room.
+    pub fn is_shown(&self) -> bool {
+        self.view.is_shown()
+    }
+
+    /// Whether stalls can be taken: they are counted, or there is room for their lines.
+    pub fn has_room(&self) -> bool {
+        self.view.counts() || self.output.has_room()
+    }
+
+    /// Forgets the histograms that are not shown: how many stalls there are in them.
+    pub fn give_up(&mut self) -> u64 {
+        self.view.give_up()
+    }
+
+    /// Writes what waits once that is much, and the histograms of an interval that has ended. Waits for the reader to
+    /// take it.
+    pub fn deliver(&mut self) -> Result<Reader> {
+        loop {
+            let reader = self.output.deliver()?;
+            if reader == Reader::Gone || self.is_shown() {
+                return Ok(reader);
+            }
+            self.show_more();
+        }
     }
 
     /// Nothing comes any more: ends all episodes.
@@ -152,9 +189,9 @@ impl<'a> Show<'a> {
 
     /// Ends at `at` with what was seen and what was not.
     pub fn end(&mut self, at: Timestamp, end: &Ended<'_>) {
-        let Self { view, names, output, .. } = self;
+        let Self { view, output, .. } = self;
         view.coverage(end.coverage, &end.certificates, at, &mut output.lines);
-        view.end(names, at, &end.summary, output);
+        view.end(at, &end.summary, output);
     }
 
     /// Says the same on standard error, once the view is delivered.

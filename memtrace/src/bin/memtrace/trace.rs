@@ -36,7 +36,7 @@ use crate::{
     episodes::{Shown, StateSource},
     helper::Helper,
     limits,
-    output::{self, Output, Reader, say},
+    output::{self, Reader, say},
     privileges, protect, replay,
     show::{Ended, Flame, Show},
     tape::{self, Tape, TapeFile},
@@ -284,7 +284,8 @@ impl<'a> Run<'a> {
             if reader == Reader::Gone {
                 break End::ReaderGone;
             }
-            let can_show = waiting == Ring::More && self.show.output.has_room();
+            let can_show = waiting == Ring::More && self.show.has_room()
+                || !self.show.is_shown() && self.show.output.has_room();
             tokio::select! {
                 biased;
                 () = stop.wait() => break End::Signal,
@@ -296,6 +297,10 @@ impl<'a> Run<'a> {
                             // The end shows the last one, with what comes in until then.
                             break End::Planned;
                         }
+                    }
+                    // While the reader has not taken the last one, this one goes on: they would pile up.
+                    if !self.show.is_shown() {
+                        continue;
                     }
                     self.show_all()?;
                     self.take_tallies()?;
@@ -323,6 +328,7 @@ impl<'a> Run<'a> {
                 () = yield_now(), if can_show => {}
             }
             waiting = self.show(BATCH)?;
+            self.show.show_more();
             if waiting == Ring::Dry || !self.show.output.has_room() {
                 reader = self.show.output.flush()?;
             }
@@ -341,8 +347,7 @@ impl<'a> Run<'a> {
     fn show(&mut self, limit: usize) -> Result<Ring> {
         let mut dry_ns = None;
         for _ in 0..limit {
-            let output = &mut self.show.output;
-            if !output.has_room() && output.flush()? != Reader::Ready {
+            if !self.show.has_room() && self.show.output.flush()? != Reader::Ready {
                 return Ok(Ring::More);
             }
             match (self.live.next_event()?, dry_ns) {
@@ -445,7 +450,7 @@ impl<'a> Run<'a> {
         let mut delivered = true;
         loop {
             match self.show_all()? {
-                Ring::More => delivered = deliver(&mut self.show.output, end, stop).await?,
+                Ring::More => delivered = deliver(&mut self.show, end, stop).await?,
                 // A probe that was running may still be writing.
                 Ring::Dry if !self.live.is_drained() && detached.elapsed() < PATIENCE => {
                     sleep(ASK_EVERY).await;
@@ -467,6 +472,8 @@ impl<'a> Run<'a> {
         self.record_states();
         self.show.stalls += given_up;
         self.live.flush_log();
+        delivered = delivered && deliver(&mut self.show, end, stop).await?;
+        let mut unshown = self.show.give_up();
         if self.config.interval.is_some() && end == End::Planned {
             self.end_interval();
         }
@@ -488,11 +495,15 @@ impl<'a> Run<'a> {
         };
         let certificates = self.show.episodes.as_ref().map(certify).unwrap_or_default();
         let ended = Ended { summary, coverage, certificates };
+        self.show.last_interval(timestamp(at_ns));
+        delivered = delivered && deliver(&mut self.show, end, stop).await?;
+        unshown += self.show.give_up();
         self.show.end(timestamp(at_ns), &ended);
-        delivered = delivered && deliver(&mut self.show.output, end, stop).await?;
+        delivered = delivered && deliver(&mut self.show, end, stop).await?;
         self.show.say_end(&ended);
         if !delivered && end != End::ReaderGone {
             let bytes = self.show.output.lines.len();
+            let given_up = given_up + unshown;
             say(format_args!(
                 "memtrace: {given_up} of the stalls and {bytes} bytes of output given up, as no one read them"
             ));
@@ -559,19 +570,20 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Writes what waits; whether the reader took all of it. After a planned end it may take its
+/// Writes all that waits; whether the reader took it. After a planned end it may take its
 /// time, as nothing is attached any more, until a signal says that it is enough.
-async fn deliver(output: &mut Output, end: End, stop: &mut Stop) -> Result<bool> {
+async fn deliver(show: &mut Show<'_>, end: End, stop: &mut Stop) -> Result<bool> {
     let mut since = Instant::now();
-    let mut left = output.lines.len();
+    let mut left = show.output.lines.len();
     loop {
-        match output.flush()? {
-            Reader::Ready => return Ok(true),
+        match show.output.flush()? {
+            Reader::Ready if show.is_shown() => return Ok(true),
+            Reader::Ready | Reader::Busy => {}
             Reader::Gone => return Ok(false),
-            Reader::Busy => {}
         }
-        if output.lines.len() != left {
-            left = output.lines.len();
+        show.show_more();
+        if show.output.lines.len() != left {
+            left = show.output.lines.len();
             since = Instant::now();
         }
         if end == End::Signal && since.elapsed() >= PATIENCE {
