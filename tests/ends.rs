@@ -341,7 +341,7 @@ fn given_up(stderr: &str) -> Option<(u64, usize)> {
 /// While a reader does not read, histograms do not pile up: the interval goes on. Once it reads again it gets all.
 #[test]
 fn histograms_wait_for_a_reader_that_does_not_read() -> Result<()> {
-    const THREADS: usize = 250;
+    const THREADS: usize = 100;
     let cgroup = Cgroup::limited(TEST, THREADS as u64 * THREAD_BYTES + (32 << 20))?;
     let what = Churning { threads: THREADS, ..Churning::new(&cgroup) };
     let mut load = Load::churn(memload(), &what)?;
@@ -350,8 +350,8 @@ fn histograms_wait_for_a_reader_that_does_not_read() -> Result<()> {
     let (memtrace, mut unread) = Memtrace::start_piped(&args);
     let begun = Instant::now();
     load.work(&cgroup, HITS)?;
-    // Each interval is more than a pipe and memtrace hold together.
-    wait_until("some intervals", || begun.elapsed() > Duration::from_secs(6));
+    // A pipe and memtrace together hold one or two of them.
+    wait_until("some intervals", || begun.elapsed() > Duration::from_secs(8));
     let reader = thread::spawn(move || {
         let mut taken = String::new();
         unread.read_to_string(&mut taken).map(|_| taken)

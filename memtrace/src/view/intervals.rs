@@ -109,7 +109,7 @@ mod tests {
     }
 
     fn lasting(uid: u32, duration_ns: u64) -> Stall {
-        Stall { uid, duration_ns, ..reclaim() }
+        Stall { duration_ns, uid, ..reclaim() }
     }
 
     #[test]
