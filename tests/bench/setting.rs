@@ -41,7 +41,7 @@ const CGROUP: &str = "memtrace-bench";
 pub struct Mode {
     /// Its name in the report.
     pub name: &'static str,
-    /// memtrace's arguments.
+    /// memtrace's arguments, but for the file of a recording.
     pub args: &'static [&'static str],
 }
 
@@ -62,11 +62,10 @@ pub const STALLS: Mode = Mode { name: "stalls", args: &["stalls", "--rounds"] };
 pub const STALLS_ONLY: Mode =
     Mode { name: "stalls --no-parts", args: &["stalls", "--rounds", "--no-parts"] };
 
-/// A recording of the same, in the file that standard output goes to.
-pub const RECORD: Mode = Mode { name: "record", args: &["record", "-o", "/proc/self/fd/1"] };
+/// A recording of the same.
+pub const RECORD: Mode = Mode { name: "record", args: &["record"] };
 /// The same without the parts of the time.
-pub const RECORD_ONLY: Mode =
-    Mode { name: "record --no-parts", args: &["record", "--no-parts", "-o", "/proc/self/fd/1"] };
+pub const RECORD_ONLY: Mode = Mode { name: "record --no-parts", args: &["record", "--no-parts"] };
 
 /// What the bench runs with.
 #[derive(Debug)]
@@ -129,10 +128,20 @@ impl Setting {
         self.dir.path().join("output")
     }
 
+    /// Where its recording goes.
+    pub fn recording(&self) -> PathBuf {
+        self.dir.path().join("recording")
+    }
+
     /// memtrace in this mode, its output in a file, on the core of the reader.
     pub fn start(&self, mode: Mode) -> Result<Tracer> {
         self.ensure_going_on()?;
-        Tracer::start(&self.memtrace, mode.args, &self.output(), &[self.cores.reader])
+        let recording = self.recording();
+        let mut args = mode.args.to_vec();
+        if [RECORD, RECORD_ONLY].contains(&mode) {
+            args.extend(["-o", recording.to_str().context("an odd name of a directory")?]);
+        }
+        Tracer::start(&self.memtrace, &args, &self.output(), &[self.cores.reader])
             .with_context(|| format!("cannot measure {}", mode.name))
     }
 

@@ -38,7 +38,7 @@ fn record(setting: &Setting, mode: Mode) -> Result<(f64, u64)> {
     thread::sleep(setting.time(TIME));
     let told = tracer.stop()?;
     ensure!(told.stalls > 0, "the load has not stalled");
-    let path = setting.output();
+    let path = setting.recording();
     let bytes = fs::metadata(&path).with_context(|| format!("no `{}`", path.display()))?.len();
     Ok((bytes as f64 / told.stalls as f64, told.lost))
 }
