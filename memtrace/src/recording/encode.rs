@@ -1,8 +1,10 @@
 //! A block in the making: stalls in columns, and once each the threads, allocations and stacks that they share.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::hash::Hash;
+use std::mem;
 use std::rc::Rc;
 
 use foldhash::fast::RandomState;
@@ -33,6 +35,8 @@ const NAME_BYTES: usize = 72;
 
 /// Most rounds of a scope that wait for it.
 const MOST_INSIDE: usize = 1024;
+/// Rounds for which a thread keeps the room until the block ends.
+const MOST_SPARE: usize = 4;
 /// Most threads whose rounds wait.
 const MOST_HELD: usize = 4096;
 /// Memory that all rounds that wait may take, roughly.
@@ -44,39 +48,40 @@ struct Table<T> {
     numbers: HashMap<T, u32, RandomState>,
     rows: Vec<T>,
     /// Neighbours are often the same.
-    last: Option<(T, u32)>,
+    last: u32,
 }
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { numbers: HashMap::default(), rows: Vec::new(), last: None }
+        Self { numbers: HashMap::default(), rows: Vec::new(), last: 0 }
     }
 }
 
 impl<T: Clone + Eq + Hash> Table<T> {
     /// The value's number, and whether it is a new one.
-    fn number(&mut self, value: &T) -> (u32, bool) {
-        if let Some((last, number)) = &self.last
-            && last == value
-        {
-            return (*number, false);
+    fn number<Q>(&mut self, value: &Q) -> (u32, bool)
+    where
+        T: Borrow<Q>,
+        Q: Eq + Hash + ToOwned<Owned = T> + ?Sized,
+    {
+        if self.rows.get(self.last as usize).is_some_and(|last| last.borrow() == value) {
+            return (self.last, false);
         }
         let known = self.numbers.get(value).copied();
-        let number = known.unwrap_or_else(|| {
+        self.last = known.unwrap_or_else(|| {
             // There are no more than rows in a block.
             let number = u32::try_from(self.rows.len()).unwrap_or(u32::MAX);
-            self.numbers.insert(value.clone(), number);
-            self.rows.push(value.clone());
+            self.numbers.insert(value.to_owned(), number);
+            self.rows.push(value.to_owned());
             number
         });
-        self.last = Some((value.clone(), number));
-        (number, known.is_none())
+        (self.last, known.is_none())
     }
 
     fn clear(&mut self) {
         self.numbers.clear();
         self.rows.clear();
-        self.last = None;
+        self.last = 0;
     }
 }
 
@@ -89,10 +94,8 @@ pub struct Builder {
     order: Vec<u64>,
     /// Whether scopes come, each after what was in it: rounds wait for them, so that they stand together.
     scopes_come: bool,
-    /// By thread, what waits, with its place among all that came.
+    /// By thread, what waits, with its place among all that came; of many threads that is nothing at the moment.
     inside: HashMap<u32, Vec<(u64, Stall)>, RandomState>,
-    /// Room for those of the next thread.
-    spare: Vec<(u64, Stall)>,
     came: u64,
     held_bytes: usize,
     threads: Table<Thread>,
@@ -182,14 +185,19 @@ impl Builder {
     fn hold(&mut self, stall: Stall, names: &mut Names) {
         let tid = stall.tid;
         self.held_bytes += held_bytes(&stall);
-        let inside = self.inside.entry(tid).or_insert_with(|| std::mem::take(&mut self.spare));
+        let inside = self.inside.entry(tid).or_default();
         inside.push((self.came, stall));
         self.came += 1;
         // Those of scopes that were lost.
         if inside.len() >= MOST_INSIDE {
             self.release_thread(tid, names);
-        } else if self.inside.len() > MOST_HELD || self.held_bytes >= MOST_HELD_BYTES {
+        } else if self.held_bytes >= MOST_HELD_BYTES {
             self.release(names);
+        } else if self.inside.len() > MOST_HELD {
+            self.inside.retain(|_, inside| !inside.is_empty());
+            if self.inside.len() > MOST_HELD {
+                self.release(names);
+            }
         }
     }
 
@@ -212,17 +220,23 @@ impl Builder {
     }
 
     fn release_thread(&mut self, tid: u32, names: &mut Names) {
-        let Some(mut inside) = self.inside.remove(&tid) else { return };
+        let Some(inside) = self.inside.get_mut(&tid) else { return };
+        let mut inside = mem::take(inside);
         for (_, stall) in inside.drain(..) {
             self.held_bytes -= held_bytes(&stall);
             self.round(&stall, names);
         }
-        self.spare = inside;
+        // The thread's next ones will need the room.
+        if inside.capacity() <= MOST_SPARE
+            && let Some(empty) = self.inside.get_mut(&tid)
+        {
+            *empty = inside;
+        }
     }
 
     /// Takes the rounds whose scopes have not come.
     pub fn release(&mut self, names: &mut Names) {
-        let mut held: Vec<_> = std::mem::take(&mut self.inside).into_values().flatten().collect();
+        let mut held: Vec<_> = mem::take(&mut self.inside).into_values().flatten().collect();
         held.sort_unstable_by_key(|(came, _)| *came);
         self.held_bytes = 0;
         for (_, stall) in &held {
@@ -263,6 +277,7 @@ impl Builder {
         self.rounds.clear();
         self.scopes.clear();
         self.shrinkers.clear();
+        self.inside.retain(|_, inside| !inside.is_empty());
         self.user_stacks.clear();
         self.user_frames.clear();
         self.user_frame_numbers.clear();
@@ -313,7 +328,7 @@ impl Builder {
         if !self.has_room() {
             return self.stacks.numbers.get(stack).map_or(0, |number| number + 1);
         }
-        let (number, is_new) = self.stacks.number(&stack.to_vec());
+        let (number, is_new) = self.stacks.number(stack);
         if is_new {
             self.bytes += size_of_val(stack);
             for address in stack {

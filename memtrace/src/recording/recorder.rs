@@ -129,6 +129,7 @@ impl Recorder {
         let (pid, stack) = match event {
             Event::Stall(stall) => (stall.pid, &stall.user_stack),
             Event::Oom(oom) => (oom.pid, &oom.user_stack),
+            Event::Scope(_) if self.pinned == 0 => return,
             Event::Scope(scope) => {
                 for (pid, stack, frames) in self.pins.remove(&scope.tid).unwrap_or_default() {
                     self.pinned -= 1;

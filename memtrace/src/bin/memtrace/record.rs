@@ -161,6 +161,8 @@ struct Run<'a> {
     tape: Tape<Destination>,
     /// Threads that were held up since all was last taken.
     recent: BTreeSet<u32>,
+    /// One of them.
+    latest: Option<u32>,
     stalls: u64,
     now_ns: u64,
     started: Instant,
@@ -208,8 +210,17 @@ impl<'a> Run<'a> {
             Destination::Flight(_) => recorder,
         };
         let tape = Tape::new(destination, recorder, true);
-        let run =
-            Self { config, live, names, tape, recent: BTreeSet::new(), stalls: 0, now_ns, started };
+        let run = Self {
+            config,
+            live,
+            names,
+            tape,
+            recent: BTreeSet::new(),
+            latest: None,
+            stalls: 0,
+            now_ns,
+            started,
+        };
         let protection = protect::protect();
         let works = || run.live.losses().is_ok() && run.live.unfinished().is_ok();
         // Finds cgroups by their ids.
@@ -378,8 +389,10 @@ impl<'a> Run<'a> {
                 oom.tid
             }
         };
-        if self.recent.len() < MOST_ASKED {
+        // A round and its scope come one after the other.
+        if self.latest != Some(tid) && self.recent.len() < MOST_ASKED {
             self.recent.insert(tid);
+            self.latest = Some(tid);
         }
         let killed = match (&event, &mut self.tape.sink) {
             (Event::Oom(oom), Destination::Flight(recorder)) => recorder.watch.oom(oom),
@@ -415,6 +428,7 @@ impl<'a> Run<'a> {
         let settled = Settled { now_ns, held: held.collect() };
         // Those go on to be asked about: what they are in may last longer.
         self.recent = settled.held.iter().map(|(tid, _)| *tid).collect();
+        self.latest = None;
         self.tape.note(&Note::Settled(settled));
     }
 
