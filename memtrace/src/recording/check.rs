@@ -29,7 +29,7 @@ fn record(made: &Made) -> (Vec<Vec<u8>>, Vec<Named>) {
         match step {
             Step::Name(pid, stack, frames) => names.symbols.learn_user(*pid, stack, frames),
             Step::Event(event) => {
-                builder.event(event.clone(), &mut names);
+                builder.event(event, &mut names);
                 match event {
                     Event::Stall(stall) if made.scopes => {
                         held.push(stall.clone());

@@ -161,13 +161,13 @@ impl Builder {
     }
 
     /// Takes an event. Names of what it mentions for the first time are asked for.
-    pub fn event(&mut self, event: Event, names: &mut Names) {
+    pub fn event(&mut self, event: &Event, names: &mut Names) {
         match event {
             Event::Stall(stall) if self.scopes_come => self.hold(stall, names),
-            Event::Stall(stall) => self.round(&stall, names),
+            Event::Stall(stall) => self.round(stall, names),
             Event::Scope(scope) => {
                 self.release_thread(scope.tid, names);
-                self.scope(&scope, names);
+                self.scope(scope, names);
             }
             Event::Oom(oom) => {
                 for id in oom.cgroup_id.into_iter().chain(oom.victim_cgroup_id) {
@@ -177,16 +177,16 @@ impl Builder {
                 let _number: u32 = self.stack(&oom.stack, names);
                 let user_stack = self.user_stack(oom.pid, &oom.user_stack, names);
                 self.spans(oom.at_ns, oom.at_ns);
-                self.push_note(&Note::Oom(Box::new(oom)), user_stack);
+                self.push_note(&Note::Oom(Box::new(oom.clone())), user_stack);
             }
         }
     }
 
-    fn hold(&mut self, stall: Stall, names: &mut Names) {
+    fn hold(&mut self, stall: &Stall, names: &mut Names) {
         let tid = stall.tid;
-        self.held_bytes += held_bytes(&stall);
+        self.held_bytes += held_bytes(stall);
         let inside = self.inside.entry(tid).or_default();
-        inside.push((self.came, stall));
+        inside.push((self.came, stall.clone()));
         self.came += 1;
         // Those of scopes that were lost.
         if inside.len() >= MOST_INSIDE {

@@ -156,7 +156,7 @@ impl Recorder {
     }
 
     /// Takes an event whose stacks have names.
-    pub fn event(&mut self, event: Event, names: &mut Names) {
+    pub fn event(&mut self, event: &Event, names: &mut Names) {
         self.has_stalls = true;
         self.builder.event(event, names);
     }
@@ -242,7 +242,7 @@ mod tests {
         for event in events {
             if recorder.takes(&event, &mut names) {
                 recorder.name_stacks(&event, &mut names);
-                recorder.event(event, &mut names);
+                recorder.event(&event, &mut names);
             }
         }
         recorder.release(&mut names);
@@ -354,9 +354,9 @@ mod tests {
                 let frame = |at: &u64| Frame::of_function(&format!("{at:x}{:x}", !at), *at).into();
                 let frames: Vec<_> = stack.iter().map(frame).collect();
                 names.symbols.learn_user(stall.pid, stack, &frames);
-                recorder.event(Event::Stall(stall), &mut names);
+                recorder.event(&Event::Stall(stall), &mut names);
             }
-            recorder.event(Event::Scope(scope(&[])), &mut names);
+            recorder.event(&Event::Scope(scope(&[])), &mut names);
             if recorder.is_full() {
                 blocks.extend(recorder.finish(0).map(<[u8]>::len));
             }

@@ -390,9 +390,9 @@ fn a_scope_tells_what_its_own_rounds_do() {
         let mut names =
             nameless(Symbols::from_frames([(0x1f, Frame::of_function("read_pages", 1))]));
         for stall in rounds {
-            builder.event(Event::Stall(stall.clone()), &mut names);
+            builder.event(&Event::Stall(stall.clone()), &mut names);
         }
-        builder.event(Event::Scope(scope), &mut names);
+        builder.event(&Event::Scope(scope), &mut names);
         let block = Block::decode(builder.finish(0).0).expect("it was just written");
         let mut all = Vec::new();
         block.told(true, |told| all.push((told.kind, told.nr_reclaimed, told.stack)));
@@ -436,7 +436,7 @@ fn recorded(stalls: impl Iterator<Item = Stall>, frames: &dyn Fn(u64) -> Frame) 
     for stall in stalls {
         let stack: Vec<_> = stall.user_stack.iter().map(|at| frames(*at).into()).collect();
         names.symbols.learn_user(stall.pid, &stall.user_stack, &stack);
-        builder.event(Event::Stall(stall), &mut names);
+        builder.event(&Event::Stall(stall), &mut names);
         if builder.is_full() {
             finish(&mut builder);
         }

@@ -75,7 +75,7 @@ fn written_by(meta: &Meta, blocks: impl IntoIterator<Item = (u64, i64, Vec<Put>)
         let mut builder = Builder::new(epoch_ns, meta.scopes);
         for put in block {
             match put {
-                Put::Event(event) => builder.event(event, &mut names),
+                Put::Event(event) => builder.event(&event, &mut names),
                 Put::Note(note) => builder.note(&note),
             }
         }

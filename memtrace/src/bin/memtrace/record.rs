@@ -350,9 +350,9 @@ impl<'a> Run<'a> {
         let mut dry_ns = None;
         for _ in 0..limit {
             match (self.live.next_event()?, dry_ns) {
-                (Some(event), _) => {
+                (Some(mut event), _) => {
                     dry_ns = None;
-                    self.event(event)?;
+                    self.event(&mut event)?;
                 }
                 (None, None) => dry_ns = Some(monotonic_ns()),
                 (None, Some(now_ns)) => {
@@ -366,14 +366,14 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    fn event(&mut self, mut event: Event) -> Result<()> {
+    fn event(&mut self, event: &mut Event) -> Result<()> {
         if let Destination::Flight(recorder) = &mut self.tape.sink {
-            recorder.event(&event, &mut self.names);
+            recorder.event(event, &mut self.names);
         }
-        if !self.tape.takes(&event, &mut self.names) {
+        if !self.tape.takes(event, &mut self.names) {
             return Ok(());
         }
-        let tid = match &mut event {
+        let tid = match event {
             Event::Stall(stall) => {
                 self.stalls += u64::from(!self.config.scopes);
                 stall.tid
@@ -394,11 +394,11 @@ impl<'a> Run<'a> {
             self.recent.insert(tid);
             self.latest = Some(tid);
         }
-        let killed = match (&event, &mut self.tape.sink) {
+        let killed = match (&*event, &mut self.tape.sink) {
             (Event::Oom(oom), Destination::Flight(recorder)) => recorder.watch.oom(oom),
             _ => None,
         };
-        self.tape.name_stacks(&event, &mut self.names);
+        self.tape.name_stacks(event, &mut self.names);
         self.tape.event(event, &mut self.names, self.now_ns)?;
         killed.map_or(Ok(()), |cause| self.fire(&cause))
     }

@@ -161,8 +161,8 @@ impl<S: Sink> Tape<S> {
     }
 
     /// Takes an event.
-    pub fn event(&mut self, event: Event, names: &mut Names, now_ns: u64) -> Result<()> {
-        let cgroup = match &event {
+    pub fn event(&mut self, event: &Event, names: &mut Names, now_ns: u64) -> Result<()> {
+        let cgroup = match event {
             Event::Stall(stall) => {
                 if let Detail::Reclaim(reclaim) = &stall.detail
                     && let Some(target) = reclaim.target_cgroup_id

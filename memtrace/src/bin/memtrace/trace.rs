@@ -378,7 +378,7 @@ impl<'a> Run<'a> {
         self.show.take(event.clone());
         self.record_states();
         let now_ns = self.now_ns;
-        self.on_tape(|tape, names| tape.event(event, names, now_ns));
+        self.on_tape(|tape, names| tape.event(&event, names, now_ns));
     }
 
     /// Ends the episodes to which nothing was added up to `now_ns`.

@@ -29,7 +29,7 @@ impl Maker {
     }
 
     fn event(&mut self, event: Event) {
-        self.builder.event(event, &mut self.names);
+        self.builder.event(&event, &mut self.names);
         if self.builder.is_full() {
             self.block();
         }

@@ -84,7 +84,7 @@ fn flight(until: &[u64]) -> Vec<Recording> {
         let now_ns = second * SECOND_NS;
         let lasted_ns = SECOND_NS / 4;
         let stall = Stall { start_ns: now_ns - lasted_ns, duration_ns: lasted_ns, ..reclaim() };
-        recorder.event(Event::Stall(stall), names);
+        recorder.event(&Event::Stall(stall), names);
         let Put::Note(Note::Look(look)) = look(now_ns, second) else { unreachable!("a look") };
         recorder.note(&Note::Look(Look { counts: counts(second), ..look }));
         flight.push(recorder.finish(now_ns).expect("there is something in it"), now_ns);
