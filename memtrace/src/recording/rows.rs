@@ -5,8 +5,9 @@ use memtrace_common::record::part;
 
 use super::sections::{Id, Writer, zigzag};
 
-/// Rows on a page: few enough that the page stays in the CPU's nearest cache while it fills.
-const PAGE_ROWS: usize = 64;
+/// Rows on a page: few enough that the page stays in the CPU's nearest cache while it fills, and no power of two, or
+/// the numbers of a row would compete for the same places there.
+const PAGE_ROWS: usize = 72;
 
 /// Rows of `N` numbers, the first of which is when something ended. They are on pages, and there by column: to
 /// append a row to as many columns of their own length takes longer.

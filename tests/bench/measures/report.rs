@@ -131,11 +131,11 @@ fn record(path: &Path, count: u64) -> Result<()> {
         parts.ns[part::SCAN] = duration_ns / 2;
         parts.ns[part::WAITING] = duration_ns - duration_ns / 2;
         let Stall { start_ns, pid, uid, cpu, comm, cgroup_id, .. } = stall;
-        recorder.event(Event::Stall(stall), &mut names);
+        recorder.event(&Event::Stall(stall), &mut names);
         let callers = Vec::new();
         let scope =
             Scope { start_ns, duration_ns, pid, tid, uid, cpu, comm, cgroup_id, parts, callers };
-        recorder.event(Event::Scope(scope), &mut names);
+        recorder.event(&Event::Scope(scope), &mut names);
         if recorder.is_full()
             && let Some(block) = recorder.finish(now_ns)
         {

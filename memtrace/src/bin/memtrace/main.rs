@@ -13,6 +13,7 @@ mod file;
 mod flame;
 mod flight;
 mod helper;
+mod ids;
 mod limits;
 mod man;
 mod now;

@@ -1,7 +1,6 @@
 //! Records without showing anything.
 
 use std::{
-    collections::BTreeSet,
     future::pending,
     os::fd::OwnedFd,
     time::{Duration, Instant},
@@ -33,6 +32,7 @@ use crate::{
     config::{FlightConfig, RecordConfig, Verbosity},
     episodes::say_coverage,
     flight::{self, Files, Lost},
+    ids::Ids,
     output::say,
     privileges, protect,
     tape::{self, Sink, Tape, TapeFile},
@@ -160,9 +160,7 @@ struct Run<'a> {
     names: Names,
     tape: Tape<Destination>,
     /// Threads that were held up since all was last taken.
-    recent: BTreeSet<u32>,
-    /// One of them.
-    latest: Option<u32>,
+    recent: Ids<u32>,
     stalls: u64,
     now_ns: u64,
     started: Instant,
@@ -215,8 +213,7 @@ impl<'a> Run<'a> {
             live,
             names,
             tape,
-            recent: BTreeSet::new(),
-            latest: None,
+            recent: Ids::new(MOST_ASKED),
             stalls: 0,
             now_ns,
             started,
@@ -349,18 +346,20 @@ impl<'a> Run<'a> {
     fn take(&mut self, limit: usize) -> Result<bool> {
         let mut dry_ns = None;
         for _ in 0..limit {
-            match (self.live.next_event()?, dry_ns) {
-                (Some(mut event), _) => {
-                    dry_ns = None;
-                    self.event(&mut event)?;
-                }
-                (None, None) => dry_ns = Some(monotonic_ns()),
-                (None, Some(now_ns)) => {
-                    self.settle(now_ns);
-                    self.watch_episodes()?;
-                    return Ok(false);
-                }
+            // Not moved: an event is large.
+            let mut next = self.live.next_event();
+            if let Ok(Some(event)) = &mut next {
+                dry_ns = None;
+                self.event(event)?;
+                continue;
             }
+            next?;
+            if let Some(now_ns) = dry_ns {
+                self.settle(now_ns);
+                self.watch_episodes()?;
+                return Ok(false);
+            }
+            dry_ns = Some(monotonic_ns());
         }
         self.watch_episodes()?;
         Ok(true)
@@ -389,11 +388,7 @@ impl<'a> Run<'a> {
                 oom.tid
             }
         };
-        // A round and its scope come one after the other.
-        if self.latest != Some(tid) && self.recent.len() < MOST_ASKED {
-            self.recent.insert(tid);
-            self.latest = Some(tid);
-        }
+        self.recent.insert(tid);
         let killed = match (&*event, &mut self.tape.sink) {
             (Event::Oom(oom), Destination::Flight(recorder)) => recorder.watch.oom(oom),
             _ => None,
@@ -421,14 +416,14 @@ impl<'a> Run<'a> {
         if let Destination::Flight(recorder) = &mut self.tape.sink {
             recorder.episodes.expire(now_ns, |tid| live.begun_ns(tid));
         }
-        if self.recent.is_empty() {
+        let recent = self.recent.take();
+        if recent.is_empty() {
             return;
         }
-        let held = self.recent.iter().filter_map(|tid| Some((*tid, live.begun_ns(*tid)?)));
+        let held = recent.iter().filter_map(|tid| Some((*tid, live.begun_ns(*tid)?)));
         let settled = Settled { now_ns, held: held.collect() };
         // Those go on to be asked about: what they are in may last longer.
-        self.recent = settled.held.iter().map(|(tid, _)| *tid).collect();
-        self.latest = None;
+        settled.held.iter().for_each(|(tid, _)| self.recent.insert(*tid));
         self.tape.note(&Note::Settled(settled));
     }
 

@@ -1,7 +1,6 @@
 //! The recording that a run makes of itself: what it took, and once a second what the system looked like.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Read as _},
     mem,
@@ -26,7 +25,7 @@ use rustix::{
     process::geteuid,
 };
 
-use crate::output::say;
+use crate::{ids::Ids, output::say};
 
 /// How often to look at the system, in nanoseconds.
 const LOOK_EVERY_NS: u64 = 1_000_000_000;
@@ -39,8 +38,8 @@ pub struct Tape<S> {
     looker: Looker,
     looked_ns: u64,
     /// The cgroups that stalled since the last look, and those that were reclaimed from.
-    cgroups: BTreeSet<u64>,
-    targets: BTreeSet<u64>,
+    cgroups: Ids<u64>,
+    targets: Ids<u64>,
     /// Whether states of targets are taken with the looks, as nothing else asks for them.
     takes_states: bool,
     pub sink: S,
@@ -143,8 +142,8 @@ impl<S: Sink> Tape<S> {
             recorder,
             looker: Looker::open(),
             looked_ns: 0,
-            cgroups: BTreeSet::new(),
-            targets: BTreeSet::new(),
+            cgroups: Ids::new(MOST_CGROUPS),
+            targets: Ids::new(MOST_CGROUPS),
             takes_states,
             sink,
         }
@@ -167,7 +166,7 @@ impl<S: Sink> Tape<S> {
                 if let Detail::Reclaim(reclaim) = &stall.detail
                     && let Some(target) = reclaim.target_cgroup_id
                 {
-                    remember(target, &mut self.targets);
+                    self.targets.insert(target);
                 }
                 stall.cgroup_id
             }
@@ -175,7 +174,7 @@ impl<S: Sink> Tape<S> {
             Event::Oom(oom) => oom.victim_cgroup_id,
         };
         if let Some(id) = cgroup {
-            remember(id, &mut self.cgroups);
+            self.cgroups.insert(id);
         }
         self.recorder.event(event, names);
         self.finish_full_block(now_ns)
@@ -204,8 +203,8 @@ impl<S: Sink> Tape<S> {
     /// Looks at the system.
     pub fn look(&mut self, now_ns: u64, counts: Counts, names: &mut Names) {
         self.looked_ns = now_ns;
-        let mut ids = mem::take(&mut self.cgroups);
-        let targets = mem::take(&mut self.targets);
+        let mut ids = self.cgroups.take();
+        let targets = self.targets.take();
         ids.extend(targets.iter().filter(|id| **id != 0));
         let cgroups = &mut names.cgroups;
         let look = self.looker.look(now_ns, counts, ids, cgroups);
@@ -249,13 +248,6 @@ impl<S: Sink> Tape<S> {
         self.finish_full_block(now_ns)?;
         self.recorder.note(&Note::End(end));
         self.finish_block(now_ns)
-    }
-}
-
-/// Keeps so many at most: what a look costs grows with them.
-fn remember(id: u64, ids: &mut BTreeSet<u64>) {
-    if ids.len() < MOST_CGROUPS {
-        ids.insert(id);
     }
 }
 

@@ -28,8 +28,8 @@ impl Maker {
         Self { builder, names: names(), bytes: file::header(meta), number: 0 }
     }
 
-    fn event(&mut self, event: Event) {
-        self.builder.event(&event, &mut self.names);
+    fn event(&mut self, event: &Event) {
+        self.builder.event(event, &mut self.names);
         if self.builder.is_full() {
             self.block();
         }
@@ -90,10 +90,10 @@ fn nothing_gets_out_of_where_it_belongs() {
     let names: [&[u8]; 3] = [b"</script><b>x", b"<!--<script>", HOSTILE];
     maker.names.cgroups.learn(70, Some(b"/</script><img src=x onerror=alert(1)>".to_vec()));
     for name in names {
-        maker.event(Event::Stall(Stall { comm: comm(name), ..reclaim() }));
-        maker.event(Event::Stall(Stall { comm: comm(name), ..fixtures::extreme(compaction()) }));
+        maker.event(&Event::Stall(Stall { comm: comm(name), ..reclaim() }));
+        maker.event(&Event::Stall(Stall { comm: comm(name), ..fixtures::extreme(compaction()) }));
     }
-    maker.event(Event::Oom(fixtures::oom()));
+    maker.event(&Event::Oom(fixtures::oom()));
     let page = page(&[maker.end()]);
     // Those of the page itself, and no others.
     for (part, count) in [("<script", 3), ("</script", 3), ("<!--", 0), ("<img", 0), ("<b>x", 0)] {
@@ -133,7 +133,7 @@ fn sums_are_those_of_the_stalls() {
         let start_ns = SECOND + n * 1_000_000;
         let stall = if n % 3 == 0 { compaction() } else { reclaim() };
         let comm = reclaim().comm;
-        maker.event(Event::Stall(Stall {
+        maker.event(&Event::Stall(Stall {
             start_ns,
             duration_ns,
             tid,
@@ -188,10 +188,10 @@ fn stalls_that_reclaimed_from_nothing_are_no_row_and_no_others() {
             reclaim.target_cgroup_id = Some(1000 + target);
         }
         reclaimed_ns += duration_ns;
-        maker.event(Event::Stall(Stall { detail, ..reclaim() }));
+        maker.event(&Event::Stall(Stall { detail, ..reclaim() }));
         if target % 7 == 0 {
             // Less than any other row has, so that it is not among those that are shown.
-            maker.event(Event::Stall(Stall { duration_ns: 1000, ..compaction() }));
+            maker.event(&Event::Stall(Stall { duration_ns: 1000, ..compaction() }));
         }
     }
     let data = data(&page(&[maker.end()]));
@@ -225,7 +225,7 @@ fn the_worst_second_is_told_as_in_the_text() {
         look.cgroups = [(70, of_cgroup.map(|(name, text)| (name.to_owned(), text)).into())].into();
         maker.builder.note(&Note::Look(look));
         let (start_ns, duration_ns) = ((second + 1) * SECOND, (second % 4 + 1) * 1_000_000);
-        maker.event(Event::Stall(Stall { start_ns, duration_ns, ..reclaim() }));
+        maker.event(&Event::Stall(Stall { start_ns, duration_ns, ..reclaim() }));
     }
     let recordings = [maker.end()];
     let worst = &data(&page(&recordings))["worst"];
@@ -263,9 +263,9 @@ fn parts_and_what_is_lost_are_told() {
     let Stall { start_ns, duration_ns, pid, tid, uid, cpu, comm, cgroup_id, .. } = stall;
     let mut parts = Parts { shrinkers: vec![(0x1f, 1000)], ..Parts::default() };
     parts.ns[memtrace_common::record::part::SCAN] = duration_ns - 1000;
-    maker.event(Event::Stall(stall));
+    maker.event(&Event::Stall(stall));
     let callers = Vec::new();
-    maker.event(Event::Scope(Scope {
+    maker.event(&Event::Scope(Scope {
         start_ns,
         duration_ns,
         pid,
@@ -321,7 +321,7 @@ fn an_hour_is_small() {
             } else if let (Detail::Reclaim(reclaim), 1) = (&mut stall.detail, n % 4) {
                 reclaim.kind = crate::stall::ReclaimKind::Direct;
             }
-            maker.event(Event::Stall(stall));
+            maker.event(&Event::Stall(stall));
         }
         maker.builder.note(&Note::Look(look(second)));
     }
