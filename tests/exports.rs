@@ -137,7 +137,7 @@ impl Maker {
             self.stall(&mut builder, &mut names);
         }
         if let Some(oom) = oom {
-            builder.event(Event::Oom(oom), &mut names);
+            builder.event(&Event::Oom(oom), &mut names);
         }
         builder.release(&mut names);
         let (raw, span) = builder.finish(self.epoch_ns);
@@ -168,7 +168,7 @@ impl Maker {
             user_stack: if at.is_multiple_of(2) { vec![0x1000, 0x2000] } else { Vec::new() },
         };
         if !self.scopes {
-            return builder.event(Event::Stall(stall), names);
+            return builder.event(&Event::Stall(stall), names);
         }
         let Stall { pid, tid, uid, cpu, comm, cgroup_id, .. } = stall;
         if !at.is_multiple_of(5) {
@@ -178,14 +178,14 @@ impl Maker {
             ];
             for (start_ns, duration_ns, detail) in inside {
                 let round = Stall { start_ns, duration_ns, detail, ..stall.clone() };
-                builder.event(Event::Stall(round), names);
+                builder.event(&Event::Stall(round), names);
             }
         }
         let parts = self.parts(duration_ns);
         let callers = vec![0x3b];
         let scope =
             Scope { start_ns, duration_ns, pid, tid, uid, cpu, comm, cgroup_id, parts, callers };
-        builder.event(Event::Scope(scope), names);
+        builder.event(&Event::Scope(scope), names);
     }
 
     fn detail(&mut self, at: u64) -> Detail {
@@ -522,7 +522,7 @@ fn overlapping(spans: &[(u64, u64)]) -> Raw {
     let (mut builder, mut names) = (Builder::new(0, false), names());
     for &(start_ns, end_ns) in spans {
         let stall = plain(b"overlaps", start_ns, end_ns - start_ns);
-        builder.event(Event::Stall(stall), &mut names);
+        builder.event(&Event::Stall(stall), &mut names);
     }
     let (raw, span) = builder.finish(0);
     (raw.to_vec(), span)
@@ -575,7 +575,7 @@ fn too_many_stacks_keep_the_total() -> Result<()> {
         for number in 0..8000 {
             let name = (block * 8000 + number).to_string();
             let stall = plain(name.as_bytes(), block * 8000 + number, 1000);
-            builder.event(Event::Stall(stall), &mut names);
+            builder.event(&Event::Stall(stall), &mut names);
         }
         let (raw, span) = builder.finish(0);
         blocks.push((raw.to_vec(), span));

@@ -43,7 +43,7 @@ fn raw(puts: impl IntoIterator<Item = Put>) -> Raw {
     let (mut builder, mut names) = (Builder::new(EPOCH_NS, false), Meta::default().names());
     for put in puts {
         match put {
-            Put::Stall(after_ns) => builder.event(Event::Stall(stall(after_ns)), &mut names),
+            Put::Stall(after_ns) => builder.event(&Event::Stall(stall(after_ns)), &mut names),
             Put::Note(note) => builder.note(&note),
         }
     }

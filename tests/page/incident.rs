@@ -93,13 +93,13 @@ pub fn record(path: &Path, seconds: u64, worst: u64) -> Result<(Recording, Told)
         for n in 0..count {
             let start_ns = begin_ns + n * SECOND / count;
             for event in stall(start_ns, severity.unwrap_or(0), &mut chance, &mut told) {
-                builder.event(event, &mut names);
+                builder.event(&event, &mut names);
             }
         }
         // One kill as it begins, and many as it ends.
         let kills = if second == seconds * 3 / 4 { 20 } else { u64::from(second == seconds / 4) };
         for n in 0..kills {
-            builder.event(Event::Oom(oom(begin_ns + n * SECOND / 25)), &mut names);
+            builder.event(&Event::Oom(oom(begin_ns + n * SECOND / 25)), &mut names);
         }
         builder.note(&Note::Look(look(begin_ns, severity.unwrap_or(0), &mut chance)));
         if second + 1 == seconds {

@@ -38,10 +38,14 @@ mod tests {
     #[test]
     fn each_is_there_once_and_the_first_remain() {
         let mut ids = Ids::new(2);
-        [3, 3, 1, 3, 2, 1].into_iter().for_each(|id| ids.insert(id));
+        for id in [3, 3, 1, 3, 2, 1] {
+            ids.insert(id);
+        }
         assert_eq!(ids.take(), [1, 3].into());
         // The latest of before is not there any more.
-        [3, 2].into_iter().for_each(|id| ids.insert(id));
+        for id in [3, 2] {
+            ids.insert(id);
+        }
         assert_eq!(ids.take(), [2, 3].into());
         assert_eq!(ids.take(), [].into());
     }
