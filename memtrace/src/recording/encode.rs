@@ -39,7 +39,7 @@ const MOST_INSIDE: usize = 1024;
 const MOST_SPARE: usize = 4;
 /// Most threads whose rounds wait.
 const MOST_HELD: usize = 4096;
-/// Memory that all rounds that wait may take, roughly.
+/// Memory that all rounds that wait may take, roughly, beside 1 KiB for each thread that has none just now.
 const MOST_HELD_BYTES: usize = 8 << 20;
 
 /// Numbers for the distinct values of a table, in the order in which they came.

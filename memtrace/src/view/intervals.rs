@@ -46,6 +46,7 @@ impl Intervals {
 
     /// Ends the interval at `at`. All of the one before must have been shown.
     pub(super) fn end(&mut self, at: Timestamp) {
+        debug_assert!(self.is_shown(), "histograms are lost");
         self.shown = Interval { since: self.since, at, ..self.shown };
         self.since = at;
         self.unshown = self.counted.take().into_iter();

@@ -149,7 +149,8 @@ impl Sink for Vec<u8> {
     }
 }
 
-/// One way to show stalls. The calls are `begin`, any of `stall` and `interval`, `end`.
+/// One way to show stalls. The calls are `begin`, any of `stall`, `interval` and `show_more`, `last_interval` and
+/// `show_more` until all is shown, `end`.
 #[derive(Debug)]
 pub enum View {
     /// A line for each stall.

@@ -14,8 +14,8 @@ use rustix::{
     stdio,
 };
 
-/// Most bytes that wait for a reader. After that stalls wait in the ring buffer, whose losses are
-/// counted.
+/// Most bytes that wait for a reader. After that stalls that become lines wait in the ring buffer, whose losses are
+/// counted; histograms wait to be shown.
 const MOST_WAITING: usize = 128 << 10;
 /// Room for the line that goes beyond it.
 const ONE_MORE: usize = 64 << 10;
@@ -35,9 +35,6 @@ pub enum Reader {
 }
 
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-/// How long a reader may take to read on while much is put out at once.
-const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-
 /// How long to wait before looking again, where nothing else is to be done.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -48,8 +45,6 @@ pub struct Output {
     pub lines: Vec<u8>,
     /// A file takes everything; pipes and terminals have to be asked.
     is_file: bool,
-    /// Whether the reader was waited for in vain, and is not again until it has read all.
-    is_slow: bool,
 }
 
 impl Sink for Output {
@@ -57,16 +52,10 @@ impl Sink for Output {
         &mut self.lines
     }
 
-    /// Writes as much as the reader takes in a moment.
+    /// Writes as much as the reader takes at once. What fails here fails for the caller's next [`Output::flush`], too.
     fn make_room(&mut self) -> bool {
-        if self.has_room() {
-            return true;
-        }
-        while let Ok(Reader::Busy) = self.flush() {
-            self.is_slow = self.is_slow || reader(PollFlags::OUT, PAUSE) != Reader::Ready;
-            if self.is_slow {
-                break;
-            }
+        if !self.has_room() {
+            let _flushed: Result<Reader> = self.flush();
         }
         self.has_room()
     }
@@ -75,7 +64,7 @@ impl Sink for Output {
 impl Output {
     pub fn new() -> Self {
         let lines = Vec::with_capacity(MOST_WAITING + ONE_MORE);
-        Self { lines, is_file: is_file(), is_slow: false }
+        Self { lines, is_file: is_file() }
     }
 
     /// Whether more lines may be added.
@@ -106,28 +95,25 @@ impl Output {
         let reader = loop {
             let rest = &self.lines[written..];
             if rest.is_empty() {
-                break Reader::Ready;
+                break Ok(Reader::Ready);
             }
             let part = if self.is_file { rest } else { &rest[..rest.len().min(AT_ONCE)] };
             if !self.is_file {
                 match reader(PollFlags::OUT, NOW) {
                     Reader::Ready => {}
-                    other => break other,
+                    other => break Ok(other),
                 }
             }
             match rustix::io::write(stdio::stdout(), part) {
                 Ok(len) => written += len,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => break Reader::Busy,
-                Err(rustix::io::Errno::PIPE) => break Reader::Gone,
-                Err(error) => {
-                    return Err(io::Error::from(error)).context("cannot write to standard output");
-                }
+                Err(rustix::io::Errno::AGAIN) => break Ok(Reader::Busy),
+                Err(rustix::io::Errno::PIPE) => break Ok(Reader::Gone),
+                Err(error) => break Err(io::Error::from(error)),
             }
         };
         self.lines.drain(..written);
-        self.is_slow = self.is_slow && reader != Reader::Ready;
-        Ok(reader)
+        reader.context("cannot write to standard output")
     }
 }
 

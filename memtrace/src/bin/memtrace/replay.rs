@@ -391,8 +391,8 @@ impl Replay<'_> {
             certificate.filtered |= !recording.meta.has_all_of(certificate.pid);
         }
         let ended = Ended { summary, coverage: &coverage, certificates };
-        self.show.last_interval(at);
         if reader != Reader::Gone {
+            self.show.last_interval(at);
             reader = self.show.deliver()?;
         }
         self.show.end(at, &ended);

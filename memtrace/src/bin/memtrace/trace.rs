@@ -299,12 +299,12 @@ impl<'a> Run<'a> {
                         }
                     }
                     // While the reader has not taken the last one, this one goes on: they would pile up.
-                    if !self.show.is_shown() {
+                    if !self.show.is_shown() || !self.show.output.has_room() {
                         continue;
                     }
                     self.show_all()?;
                     self.take_tallies()?;
-                    self.end_interval();
+                    self.end_interval(since_1970_ns(Timestamp::now()));
                     reader = self.show.output.flush()?;
                     continue;
                 }
@@ -472,11 +472,7 @@ impl<'a> Run<'a> {
         self.record_states();
         self.show.stalls += given_up;
         self.live.flush_log();
-        delivered = delivered && deliver(&mut self.show, end, stop).await?;
-        let mut unshown = self.show.give_up();
-        if self.config.interval.is_some() && end == End::Planned {
-            self.end_interval();
-        }
+        // It ended here, however long the reader takes.
         let at_ns = since_1970_ns(Timestamp::now());
         let summary = self.summary(duration)?;
         let gone = |pid: &u32| !Path::new("/proc").join(pid.to_string()).exists();
@@ -489,6 +485,11 @@ impl<'a> Run<'a> {
             unavailable: summary.unavailable.clone(),
             gone: gone.clone(),
         };
+        delivered = delivered && deliver(&mut self.show, end, stop).await?;
+        let mut unshown = self.show.give_up();
+        if self.config.interval.is_some() && end == End::Planned {
+            self.end_interval(at_ns);
+        }
         let coverage = self.live.coverage();
         let certify = |shown: &Shown| {
             shown.certificates(coverage, &summary, given_up, |pid| gone.contains(&pid))
@@ -528,9 +529,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Shows the histograms of the interval that ends now.
-    fn end_interval(&mut self) {
-        let at_ns = since_1970_ns(Timestamp::now());
+    /// Shows the histograms of the interval that ends at `at_ns`.
+    fn end_interval(&mut self, at_ns: i64) {
         self.show.interval(timestamp(at_ns));
         self.note(&Note::Interval(at_ns, self.config.interval_ns()));
     }
