@@ -159,6 +159,8 @@ pub fn protect() -> Protection {
             }
         }
     }
+    // Until it stood alone, a page fault in the code behind it may have brought some of it back.
+    offline::give_back();
     protection
 }
 
